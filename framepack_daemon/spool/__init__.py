@@ -1,0 +1,1 @@
+"""The folders that are the queue: intake, states, moves, status files. Never imports torch."""

@@ -53,6 +53,13 @@ class RequestError(FramepackError):
     code = "bad_request"
 
 
+class RequestIncompleteError(RequestError):
+    """A sidecar ends too early: it may still be on its way."""
+
+    code = "incomplete_request"
+    retryable = True
+
+
 class DropError(FramepackError):
     """The files of a drop do not make a job (ambiguous, a conflict copy, not a plain file)."""
 

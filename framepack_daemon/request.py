@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from framepack_daemon.errors import RequestError
+from framepack_daemon.errors import RequestError, RequestIncompleteError
 
 FPS = 30  # frames per second of every video
 LATENT_WINDOW = 9  # latent frames that one section samples
@@ -74,7 +74,10 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     prompt: str = Field(
-        min_length=1, max_length=10_000, description="What happens in the video.", examples=["The girl dances gracefully."]
+        min_length=1,
+        max_length=10_000,
+        description="What happens in the video.",
+        examples=["The girl dances gracefully."],
     )
     negative_prompt: str = Field(
         "", max_length=10_000, description="What should not appear; has an effect only with true_cfg_scale above 1."
@@ -96,7 +99,8 @@ class Request(BaseModel):
     )
     guidance_rescale: float = Field(0.0, ge=0.0, le=1.0, description="Rescale of the true CFG result; 0 is off.")
     sampling: Sampling | None = Field(
-        None, description="Order of the sections: last to first, or first to last. Default: what the model was trained for."
+        None,
+        description="Order of the sections: last to first, or first to last. Default: what the model was trained for.",
     )
     model: ModelName | None = Field(None, description="Which model renders. Default: the daemon's setting.")
     resolution: int | None = Field(
@@ -112,8 +116,8 @@ class Request(BaseModel):
         None,
         min_length=1,
         max_length=255,
-        description="Says that an end frame belongs to this drop: a file named like the picture, with .last. before its "
-        "extension (beach.last.jpg). Filled in by itself where that file is there.",
+        description="Says that an end frame belongs to this drop: a file named like the picture, with .last. before "
+        "its extension (beach.last.jpg). Filled in by itself where that file is there.",
     )
     variations: int = Field(1, ge=1, le=100, description="So many jobs with different seeds from this one drop.")
     cache: Literal["none"] = Field("none", description="Reuse of earlier steps' results; affects quality.")
@@ -192,7 +196,7 @@ def parse_json(data: bytes, what: str = "sidecar") -> dict[str, Any]:
     """The JSON object in `data`.
 
     Stricter than `json.loads`: duplicate keys, NaN, infinities, giant numbers, a byte order mark and anything but an
-    object at the top raise `RequestError`. `truncated(error)` tells an incomplete document from a wrong one.
+    object at the top raise `RequestError`; a document that ends too early raises `RequestIncompleteError`.
     """
     if len(data) > MAX_SIDECAR_BYTES:
         raise RequestError(f"{what}: is {len(data)} bytes long", hint=f"a {what} has at most {MAX_SIDECAR_BYTES} bytes")
@@ -206,8 +210,9 @@ def parse_json(data: bytes, what: str = "sidecar") -> dict[str, Any]:
             parse_int=_short_int,
         )
     except json.JSONDecodeError as error:
-        raise RequestError(
-            f"{what}: line {error.lineno}, column {error.colno}: {error.msg}", hint="it is not valid JSON; mend that place"
+        raise (RequestIncompleteError if _breaks_off(error) else RequestError)(
+            f"{what}: line {error.lineno}, column {error.colno}: {error.msg}",
+            hint="it is not valid JSON; mend that place",
         ) from error
     except RecursionError as error:
         raise RequestError(f"{what}: is nested too deeply", hint="a sidecar is one flat object of fields") from error
@@ -218,13 +223,18 @@ def parse_json(data: bytes, what: str = "sidecar") -> dict[str, Any]:
     return value
 
 
+def _breaks_off(error: json.JSONDecodeError) -> bool:
+    """Whether the document ends too early (or in the zeros of a file that is still being filled)."""
+    return error.pos >= len(error.doc.rstrip()) or "Unterminated" in error.msg or "\0" in error.doc
+
+
 def _decode(data: bytes, what: str) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise RequestError(f"{what}: is UTF-16 text", hint="save it as UTF-8 without a byte order mark")
     if data.startswith(b"\xef\xbb\xbf"):
         raise RequestError(f"{what}: begins with a byte order mark", hint="save it as UTF-8 without a byte order mark")
     if not data.strip():
-        raise RequestError(f"{what}: is empty", hint='write at least {"prompt": "what happens in the video"}')
+        raise RequestIncompleteError(f"{what}: is empty", hint='write at least {"prompt": "what happens in the video"}')
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -258,7 +268,10 @@ def _short_int(text: str) -> int:
 
 
 def build(sidecar: dict[str, Any], defaults: dict[str, Any] | None = None) -> Request:
-    """The request that `sidecar`, laid over its folder's `defaults`, asks for; `RequestError` names every wrong field."""
+    """The request that `sidecar`, laid over its folder's `defaults`, asks for.
+
+    Raises `RequestError` that names every wrong field.
+    """
     over = _canonical(sidecar)
     under = _canonical(defaults or {})
     for group in ({"seconds", "frames"}, {"resolution", "width", "height"}):
@@ -271,7 +284,8 @@ def build(sidecar: dict[str, Any], defaults: dict[str, Any] | None = None) -> Re
     except ValidationError as error:
         problems = [_explain(dict(item)) for item in error.errors()]
         raise RequestError(
-            "; ".join(message for message, _ in problems), hint="; ".join(dict.fromkeys(hint for _, hint in problems if hint))
+            "; ".join(message for message, _ in problems),
+            hint="; ".join(dict.fromkeys(hint for _, hint in problems if hint)),
         ) from error
 
 
@@ -300,9 +314,8 @@ def _canonical(fields: dict[str, Any]) -> dict[str, Any]:
             raise RequestError(f"{key}: says the same as another field", hint=f"keep only {name}")
         if key in NOT_YET:
             raise RequestError(f"{key}: {NOT_YET[key]} is not part of this version", hint="remove the field")
-        if isinstance(value, (str, bool)):
-            value = ALIASED_VALUES.get(key, {}).get(value, value)
-        found[name] = value
+        plain = isinstance(value, (str, bool))
+        found[name] = ALIASED_VALUES.get(key, {}).get(value, value) if plain else value
     return found
 
 
@@ -315,11 +328,9 @@ def _explain(error: dict[str, Any]) -> tuple[str, str]:
         case "extra_forbidden":
             return f"{field}: unknown field", _suggest(field)
         case "missing":
-            return f"{field}: is missing", f"add {field}, for example \"{field}\": \"The girl dances gracefully.\""
-        case "greater_than_equal" | "less_than_equal":
+            return f"{field}: is missing", f'add {field}, for example "{field}": "The girl dances gracefully."'
+        case "greater_than_equal" | "less_than_equal" | "multiple_of":
             return f"{field}: {value} is out of range", f"{field} is {_range(field)}"
-        case "multiple_of":
-            return f"{field}: {value} is not a multiple of {limits['multiple_of']}", f"{field} is {_range(field)}"
         case "literal_error":
             return f"{field}: {value} is not a choice", f"{field} is one of {limits['expected']}"
         case "string_too_short":

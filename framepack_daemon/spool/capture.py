@@ -1,0 +1,150 @@
+"""Taking files out of a drop folder so that each is there or here at every moment, and putting them back.
+
+A file is taken by one rename, which no writer can tear; then it is looked at, and if it is not what was judged a moment
+ago, everything goes back. Where the drop folder is on another file system, the rename goes to a hidden folder beside the
+drop, and what was taken there is copied. Knows nothing of jobs; `add.py` makes one of what was captured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from framepack_daemon import atomic
+from framepack_daemon.errors import DropError
+
+HIDDEN_FOLDER = ".framepack-daemon"  # in each drop folder: the lock, and files on their way to another file system
+ORIGIN_FILE = ".origin.json"  # in a folder of captured files: where they came from
+
+
+class DropChangedError(DropError):
+    """A file of the drop changed or went away while it was being taken; nothing was taken."""
+
+    code = "drop_changed"
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What of a file changes when someone writes it or puts another in its place."""
+
+    device: int
+    inode: int
+    bytes: int
+    modified_ns: int
+    changed_ns: int
+
+    @property
+    def content(self) -> tuple[int, int, int]:
+        """The part that a rename leaves as it is."""
+        return self.inode, self.bytes, self.modified_ns
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to be taken: where it is, what it is to be called, and what it was when it was judged."""
+
+    path: Path
+    name: str
+    signature: Signature
+
+
+def signature(path: Path) -> Signature | None:
+    """The signature of a plain file; None when there is none (a link, a pipe, nothing)."""
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return Signature(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def capture(sources: Iterable[Source], folder: Path, build: Path) -> Path:
+    """Take every source out of `folder` into `build`; where the originals now are.
+
+    That is `build` itself, or a hidden folder beside the drop when a rename cannot reach `build`; the caller removes it
+    (or calls `give_back`) when the job stands. Raises `DropChangedError` after putting everything back.
+    """
+    wanted = list(sources)
+    try:
+        _take(wanted, folder, build)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return build
+    beside = folder / HIDDEN_FOLDER / secrets.token_hex(8)
+    atomic.make_folder(beside)
+    _take(wanted, folder, beside)
+    for source in wanted:
+        atomic.copy(beside / source.name, build / source.name)
+    return beside
+
+
+def _take(sources: list[Source], folder: Path, place: Path) -> None:
+    names = {source.name: source.path.name for source in sources}
+    atomic.write_json(place / ORIGIN_FILE, {"folder": str(folder), "names": names})
+    try:
+        for source in sources:
+            atomic.move(source.path, place / source.name)
+        for source in sources:
+            found = signature(place / source.name)
+            if found is None or found.content != source.signature.content:
+                raise DropChangedError(f"{source.path.name}: changed while it was being taken")
+            _own(place / source.name)
+    except FileNotFoundError as error:
+        give_back(place)
+        raise DropChangedError(f"{error.filename}: went away while it was being taken") from error
+    except (OSError, DropChangedError):
+        give_back(place)
+        raise
+
+
+def _own(path: Path) -> None:
+    """Make the file ours alone: durable, and a copy where another name of it lets others write it."""
+    if path.stat().st_nlink > 1:
+        twin = path.with_name(atomic.hidden_name(path.name))
+        atomic.copy(path, twin)
+        twin.replace(path)
+    else:
+        # Unreadable files are refused later, with their reason; what counts here is that they are not lost.
+        with contextlib.suppress(PermissionError):
+            atomic.sync_file(path)
+
+
+def give_back(place: Path) -> list[Path]:
+    """Put captured files back where they came from; the paths they have now.
+
+    Where a newer file has a name already, the whole set goes back under another stem, so that nothing is replaced.
+    Removes `place` unless something in it could not be put back.
+    """
+    origin = atomic.read_json(place / ORIGIN_FILE)
+    if origin is None:
+        return []
+    folder, names = Path(origin["folder"]), origin["names"]
+    held = {stored: name for stored, name in names.items() if os.path.lexists(place / stored)}
+    back: list[Path] = []
+    for number in range(10_000):
+        targets = {stored: folder / _numbered(name, number) for stored, name in held.items()}
+        if not any(os.path.lexists(target) for target in targets.values()):
+            for stored, target in targets.items():
+                atomic.move(place / stored, target)
+                back.append(target)
+            break
+    if len(back) == len(held):
+        atomic.remove_tree(place)
+    return back
+
+
+def _numbered(name: str, number: int) -> str:
+    if number == 0:
+        return name
+    stem, dot, rest = name.partition(".")
+    return f"{stem} (restored {number}){dot}{rest}"

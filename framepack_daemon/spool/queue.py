@@ -1,0 +1,127 @@
+"""The four state folders: where jobs stand, and the one way in which they change place.
+
+The folder a job stands in is its state; this module lists, finds and renames, and keeps nothing in memory but a cache of
+records that it checks by the directory's own time stamp. Knows neither drops nor workers.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from framepack_daemon import atomic
+from framepack_daemon.job import RUN_FILE, Run, State
+
+# Where the same id stands twice, the first of these is the job and the other a conflict.
+PRECEDENCE = (State.PROCESSING, State.DONE, State.FAILED, State.PENDING)
+
+
+class Queue:
+    """The queue under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.building = root / ".building"  # jobs that are being put together; never a state
+        self.trash = root / ".trash"  # jobs that are being removed
+        self.pause_file = root / "pause"
+        self._records: dict[str, tuple[int, Run | None]] = {}
+
+    def make(self) -> None:
+        """Make the folders that are missing."""
+        for folder in (*(self.root / state for state in State), self.building, self.trash):
+            atomic.make_folder(folder)
+
+    def folder(self, state: State) -> Path:
+        """The folder of a state."""
+        return self.root / state
+
+    def path(self, state: State, job: str) -> Path:
+        """The directory that the job has in that state."""
+        return self.root / state / job
+
+    def names(self, state: State) -> list[str]:
+        """Names of the directories in a state, in no order; empty when the folder is away."""
+        try:
+            with os.scandir(self.root / state) as entries:
+                return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
+    def state_of(self, job: str) -> State | None:
+        """The state the job is in, or None."""
+        return next((state for state in PRECEDENCE if self.path(state, job).is_dir()), None)
+
+    def move(self, job: str, source: State, target: State) -> None:
+        """Change the job's state: one rename.
+
+        Raises FileNotFoundError when the job is no longer in `source` and FileExistsError when the id is taken in
+        `target`.
+        """
+        atomic.move(self.path(source, job), self.path(target, job))
+
+    def run(self, state: State, job: str) -> Run | None:
+        """The job's record; None when there is none that can be read."""
+        value = atomic.read_json(self.path(state, job) / RUN_FILE)
+        try:
+            return Run.from_dict(value) if value is not None else None
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    def save_run(self, state: State, run: Run) -> None:
+        """Replace the job's record where it stands; FileNotFoundError when it does not stand there."""
+        atomic.write_json(self.path(state, run.job) / RUN_FILE, run.as_dict())
+
+    def waiting(self) -> list[str]:
+        """Ids of the pending jobs in the order in which they will run: priority, then how long they have waited."""
+        order: list[tuple[int, str, str]] = []
+        seen: dict[str, tuple[int, Run | None]] = {}
+        for job in self.names(State.PENDING):
+            try:
+                stamp = self.path(State.PENDING, job).stat().st_mtime_ns
+            except FileNotFoundError:
+                continue
+            known = self._records.get(job)
+            seen[job] = known if known and known[0] == stamp else (stamp, self.run(State.PENDING, job))
+            run = seen[job][1]
+            if run is not None:
+                order.append((-run.priority, run.queued_at, job))
+        self._records = seen
+        return [job for *_, job in sorted(order)]
+
+    def set_aside(self, path: Path) -> Path:
+        """Move a directory that clashes with a job to `failed/<name>.conflict-N`; where it is now."""
+        for number in range(1, 10_000):
+            target = self.path(State.FAILED, f"{path.name}.conflict-{number}")
+            try:
+                atomic.move(path, target)
+            except FileExistsError:
+                continue
+            return target
+        raise FileExistsError(f"{path.name}: too many conflicts in {self.folder(State.FAILED)}")
+
+    def discard(self, path: Path) -> None:
+        """Remove a directory of the queue: out of sight by one rename, then for good."""
+        hidden = self.trash / atomic.hidden_name(path.name)
+        atomic.move(path, hidden)
+        atomic.remove_tree(hidden)
+
+    @property
+    def paused(self) -> bool:
+        """Whether `queue/pause` is there: no job is started."""
+        return self.pause_file.exists()
+
+    def requeue(self, job: str, source: State) -> None:
+        """Put a job that cannot run now behind the others of its priority."""
+        run = self.run(source, job)
+        if run is not None:
+            self.save_run(source, run.requeued())
+        self.move(job, source, State.PENDING)
+
+    def charge(self, job: str, started_at: str) -> Run | None:
+        """Count an attempt at a job in `processing/`, before it starts."""
+        run = self.run(State.PROCESSING, job)
+        if run is not None:
+            run = replace(run, attempts=run.attempts + 1, started_at=run.started_at or started_at)
+            self.save_run(State.PROCESSING, run)
+        return run

@@ -1,0 +1,127 @@
+"""The status file of a job, `outputs/<job>.status.json`: written for people and scripts, never read as the state.
+
+Written after a job enters a state and before it leaves it, whole or not at all. When `outputs/` is full or away that is
+logged once and the job goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from framepack_daemon import atomic
+from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run, State
+from framepack_daemon.spool.queue import Queue
+
+SUFFIX = ".status.json"
+DROPPED_AGAIN = "dropped again: use `framepack-daemon retry`, or move it to pending/, to render it once more"
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a running job is."""
+
+    section: int = 0  # the section being sampled, from 1
+    sections: int = 0
+    step: int = 0  # steps finished in that section
+    steps: int = 0
+    fraction: float = 0.0  # of all steps, 0 to 1
+    eta_seconds: float | None = None  # None until a step was measured
+    frames_ready: int = 0
+
+
+@dataclass
+class StatusWriter:
+    """Writes status files into one folder."""
+
+    queue: Queue
+    outputs: Path
+    failing: bool = field(default=False, init=False)  # the last write failed; said once
+
+    def write(self, job: str, state: State, **changes: Any) -> None:
+        """Write the status of a job that stands in `state`; `changes` are fields of the file (design section 7)."""
+        run = self.queue.run(state, job)
+        if run is None:
+            return
+        body = compose(self.queue, run, state) | changes
+        self._put(job, body, durable=state in (State.DONE, State.FAILED))
+
+    def amend(self, job: str, **changes: Any) -> None:
+        """Change fields of a status file that is there."""
+        body = read(self.outputs, job)
+        if body is not None:
+            self._put(job, body | changes, durable=False)
+
+    def ended_outside(self, job: str) -> None:
+        """Say of a job whose directory was removed that it is no more, unless it had ended before."""
+        body = read(self.outputs, job)
+        if body is not None and body.get("state") in (State.PENDING, State.PROCESSING):
+            self.amend(
+                job, state=State.FAILED, outcome=Outcome.CANCELLED, message="removed from the queue", progress=None
+            )
+
+    def _put(self, job: str, body: dict[str, Any], *, durable: bool) -> None:
+        try:
+            atomic.write_json(path(self.outputs, job), body, durable=durable)
+        except OSError as error:
+            if not self.failing:
+                _log.warning("status_not_written", folder=str(self.outputs), reason=str(error))
+            self.failing = True
+        else:
+            self.failing = False
+
+
+def path(outputs: Path, job: str) -> Path:
+    """Where the status file of a job stands."""
+    return outputs / f"{job}{SUFFIX}"
+
+
+def read(outputs: Path, job: str) -> dict[str, Any] | None:
+    """The status file of a job; None when there is none that can be read."""
+    return atomic.read_json(path(outputs, job))
+
+
+def compose(queue: Queue, run: Run, state: State) -> dict[str, Any]:
+    """What the job's directory says about it, as a status file."""
+    folder = queue.path(state, run.job)
+    outcome = atomic.read_json(folder / OUTCOME_FILE) or {}
+    image, sidecar = run.file(Role.IMAGE), run.file(Role.SIDECAR)
+    return {
+        "job": run.job,
+        "state": state,
+        "outcome": outcome.get("outcome"),
+        "message": outcome.get("message") or _MESSAGES[state],
+        "error": outcome.get("error"),
+        "source": {"image": image and image.original, "sidecar": sidecar and sidecar.original},
+        "request": atomic.read_json(folder / REQUEST_FILE),
+        "progress": None,
+        "attempts": run.attempts,
+        "submitted_at": run.submitted_at,
+        "started_at": run.started_at,
+        "finished_at": outcome.get("finished_at"),
+        "timings": outcome.get("timings"),
+        "device": outcome.get("device"),
+        "memory": outcome.get("memory"),
+        "model": outcome.get("model"),
+        "video": outcome.get("video"),
+        "updated_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+_MESSAGES = {
+    State.PENDING: "waits for its turn",
+    State.PROCESSING: "is being rendered",
+    State.DONE: "the video is ready",
+    State.FAILED: "failed",
+}
+
+
+def progress(value: Progress) -> dict[str, Any]:
+    """Progress as it stands in a status file."""
+    return asdict(value)

@@ -84,9 +84,7 @@ class Settings(BaseSettings):
     loras_dir: Folder = Field(
         default_factory=_beside_inbox("loras"), description="Folder of the LoRA files. Default: loras beside the inbox."
     )
-    model: ModelName = Field(
-        "tiny", description="Model for jobs that name none; tiny is for trying out, its videos are noise."
-    )
+    model: ModelName = Field("tiny", description="Model for jobs that name none; tiny is a toy for trying things out.")
     device: str = Field(
         "auto",
         pattern=DEVICE_PATTERN,
@@ -132,7 +130,7 @@ class Settings(BaseSettings):
         description="Seconds for a worker to finish its step when the daemon stops; then it is killed.",
     )
     log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = Field(
-        "auto", description="auto is console on a terminal, json otherwise."
+        "auto", description="Form of the log; auto is console on a terminal, json otherwise."
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         "info", description="The least important events that are logged."

@@ -1,0 +1,167 @@
+"""The neural networks of one model, loaded from local files and checked.
+
+`load` opens the three repositories that `weights.locate` finds with the classes of diffusers and transformers, for the
+real models and the tiny one alike. Never touches the network. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoFramepackTransformer3DModel,
+)
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from safetensors import SafetensorError
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+    SiglipVisionModel,
+)
+
+from framepack_daemon import weights
+from framepack_daemon.errors import DeviceError, OutOfMemoryError, WeightsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROMPT_TEMPLATE = str(DEFAULT_PROMPT_TEMPLATE["template"])
+CROP_START = int(str(DEFAULT_PROMPT_TEMPLATE["crop_start"]))  # tokens of the template before the prompt
+
+
+@dataclass(frozen=True)
+class Models:
+    """Everything that turns a picture and a prompt into frames."""
+
+    name: str
+    revision: str
+    device: torch.device
+    # diffusers' classes are not typed.
+    transformer: Any  # HunyuanVideoFramepackTransformer3DModel
+    vae: Any  # AutoencoderKLHunyuanVideo
+    scheduler: Any  # FlowMatchEulerDiscreteScheduler
+    text_encoder: LlamaModel
+    tokenizer: PreTrainedTokenizerFast
+    text_encoder_2: CLIPTextModel
+    tokenizer_2: CLIPTokenizer
+    image_encoder: SiglipVisionModel
+    feature_extractor: SiglipImageProcessorPil
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
+
+
+def load(name: str, models_dir: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Models:
+    """The networks of model `name` on `device`.
+
+    Args:
+        name: one of `weights.MODEL_NAMES`.
+        models_dir: where the model files are.
+        device: as torch names it, such as "cpu" or "cuda:0".
+        dtype: of the transformer; by default bfloat16 on a GPU, with the other networks in float16, and float32 on a
+            CPU.
+
+    Raises:
+        WeightsError: files are missing, truncated, or not what they should be.
+        DeviceError: there is no such device.
+        OutOfMemoryError: the networks do not fit into its memory.
+    """
+    places = weights.locate(name, models_dir)
+    target = _usable(device)
+    on_cpu = target.type == "cpu"
+    main = dtype or (torch.float32 if on_cpu else torch.bfloat16)
+    side = torch.float32 if on_cpu else torch.float16
+    with _explained(name, target):
+        tokenizer = _open_tokenizer(places.components / "tokenizer")
+        return Models(
+            name=name,
+            revision=places.revision,
+            device=target,
+            transformer=_network(HunyuanVideoFramepackTransformer3DModel, places.transformer, target, torch_dtype=main),
+            vae=_tiled(_network(AutoencoderKLHunyuanVideo, places.components / "vae", target, torch_dtype=side)),
+            scheduler=_scheduler(places.components / "scheduler"),
+            text_encoder=_network(LlamaModel, places.components / "text_encoder", target, dtype=side),
+            tokenizer=tokenizer,
+            text_encoder_2=_network(CLIPTextModel, places.components / "text_encoder_2", target, dtype=side),
+            tokenizer_2=_open(CLIPTokenizer, places.components / "tokenizer_2"),
+            image_encoder=_network(SiglipVisionModel, places.image_encoder / "image_encoder", target, dtype=side),
+            feature_extractor=_open(SiglipImageProcessorPil, places.image_encoder / "feature_extractor"),
+        )
+
+
+def _usable(device: str) -> torch.device:
+    """`device` after something was put on it."""
+    try:
+        target = torch.device(device)
+        torch.zeros(1, device=target)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DeviceError(
+            f"device {device} cannot be used: {str(error).splitlines()[0]}",
+            hint="set device to cpu, or see framepack-daemon doctor",
+        ) from error
+    return target
+
+
+@contextlib.contextmanager
+def _explained(name: str, device: torch.device) -> Iterator[None]:
+    """Turns what the libraries raise while opening files into errors of ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"model {name} does not fit into the memory of {device}",
+            hint="free the device's memory or use another device",
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(
+            f"model {name} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            hint=f"run: framepack-daemon models check {name}",
+        ) from error
+
+
+def _open(kind: Any, folder: Path, **options: Any) -> Any:
+    """What `kind` makes of the files in `folder`; the network is never asked."""
+    return kind.from_pretrained(folder, local_files_only=True, **options)
+
+
+def _network(kind: Any, folder: Path, device: torch.device, **options: Any) -> Any:
+    """A network on `device`, for inference only."""
+    return _open(kind, folder, **options).to(device).eval().requires_grad_(requires_grad=False)
+
+
+def _tiled(vae: Any) -> Any:
+    # Whole frames need gigabytes for the mask of its attention alone: (frames * height * width)^2 values.
+    vae.enable_tiling()
+    return vae
+
+
+def _scheduler(folder: Path) -> Any:
+    # The repository's own setting is HunyuanVideo's fixed shift; FramePack's depends on the number of tokens.
+    return _open(FlowMatchEulerDiscreteScheduler, folder, use_dynamic_shifting=True)
+
+
+def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The Llama tokenizer; `WeightsError` unless it cuts the template as the model was trained with.
+
+    LlamaTokenizerFast would replace the file's pre-tokenizer by one that breaks byte-level vocabularies, silently.
+    """
+    tokenizer: PreTrainedTokenizerFast = _open(PreTrainedTokenizerFast, folder, padding_side="right")
+    head = len(tokenizer(PROMPT_TEMPLATE.partition("{}")[0])["input_ids"])
+    if head != CROP_START:
+        raise WeightsError(
+            f"{folder} makes {head} tokens of the prompt template's head instead of crop_start = {CROP_START}",
+            hint="the tokenizer is not the model's own, or a library opens it wrongly; pull the model again",
+        )
+    return tokenizer

@@ -1,0 +1,129 @@
+"""From noise to the latents of one section, step by step.
+
+`denoise` is a generator, so that progress, stop and checkpoint of a half-done section lie with its caller. One loop
+serves both directions: what differs comes in as indices and history. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from framepack_daemon.engine import schedule
+from framepack_daemon.request import LATENT_WINDOW
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from framepack_daemon.engine.conditioning import Conditioning, Text
+    from framepack_daemon.engine.models import Models
+    from framepack_daemon.request import Request
+
+SOLVER = "euler"
+DISTILLED_SCALE = 1000.0  # the unit in which the transformer takes the distilled guidance
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A section after so many steps."""
+
+    step: int  # steps done
+    latents: torch.Tensor  # (1, 16, 9, H/8, W/8) float32
+
+
+def draw_noise(conditioning: Conditioning, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Noise of one section, (1, 16, 9, H/8, W/8) float32, drawn on the generator's device."""
+    batch, channels, _, height, width = conditioning.image_latents.shape
+    shape = (batch, channels, LATENT_WINDOW, height, width)
+    noise: torch.Tensor = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+    return noise
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stays the same in all steps of a section."""
+
+    request: Request
+    models: Models
+    conditioning: Conditioning
+    indices: schedule.Indices
+    history: schedule.History
+
+
+@torch.no_grad()
+def denoise(context: Context, begin: Progress) -> Iterator[Progress]:
+    """The section after each step from `begin` on."""
+    inputs = _fixed_inputs(context)
+    latents = begin.latents
+    scheduler = _scheduler(context, latents)
+    scheduler.set_begin_index(begin.step)
+    for step in range(begin.step, context.request.num_inference_steps):
+        time = scheduler.timesteps[step]
+        velocity = _velocity(context, inputs, latents, time)
+        latents = scheduler.step(velocity.float(), time, latents, return_dict=False)[0]
+        yield Progress(step + 1, latents)
+
+
+def _scheduler(context: Context, latents: torch.Tensor) -> Any:
+    """A scheduler of its own for this section, shifted for its number of tokens."""
+    models = context.models
+    tokens = latents[0, 0].numel() / models.transformer.config.patch_size**2
+    scheduler = type(models.scheduler).from_config(models.scheduler.config)
+    scheduler.set_timesteps(
+        sigmas=schedule.sigmas(context.request.num_inference_steps), mu=schedule.shift(tokens), device=models.device
+    )
+    return scheduler
+
+
+def _fixed_inputs(context: Context) -> dict[str, Any]:
+    """What the transformer is given alike in every step and for both texts."""
+    dtype, history = context.models.dtype, context.history
+    clean = torch.cat([context.conditioning.image_latents, history.nearest], dim=2)
+    guidance = torch.tensor([context.request.guidance_scale], dtype=dtype, device=context.models.device)
+    return {
+        "image_embeds": context.conditioning.image_embeds,
+        "guidance": guidance * DISTILLED_SCALE,
+        "indices_latents": context.indices.latents,
+        "latents_clean": clean.to(dtype),
+        "indices_latents_clean": context.indices.clean,
+        "latents_history_2x": history.history_2x.to(dtype),
+        "indices_latents_history_2x": context.indices.history_2x,
+        "latents_history_4x": history.history_4x.to(dtype),
+        "indices_latents_history_4x": context.indices.history_4x,
+        "return_dict": False,
+    }
+
+
+def _velocity(context: Context, inputs: dict[str, Any], latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """The velocity at `latents`, with true classifier-free guidance where there is a negative text."""
+    models, negative = context.models, context.conditioning.negative
+
+    def predict(text: Text) -> torch.Tensor:
+        output: torch.Tensor = models.transformer(
+            hidden_states=latents.to(models.dtype),
+            timestep=time.expand(latents.shape[0]),
+            encoder_hidden_states=text.embeds,
+            encoder_attention_mask=text.mask,
+            pooled_projections=text.pooled,
+            **inputs,
+        )[0]
+        return output
+
+    wanted = predict(context.conditioning.prompt)
+    if negative is None:
+        return wanted
+    unwanted = predict(negative)
+    guided = unwanted + context.request.true_cfg_scale * (wanted - unwanted)
+    return _rescale(guided, wanted, context.request.guidance_rescale)
+
+
+def _rescale(guided: torch.Tensor, wanted: torch.Tensor, amount: float) -> torch.Tensor:
+    """`guided` with its spread drawn by `amount` (0-1) towards that of `wanted` (arXiv:2305.08891, section 3.4)."""
+    if amount == 0:
+        return guided
+    dims = list(range(1, guided.ndim))
+    rescaled = guided * (wanted.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))
+    return amount * rescaled + (1 - amount) * guided

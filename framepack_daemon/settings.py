@@ -68,8 +68,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_ignore_empty=True)
 
-    inbox: Folder = Field(Path("inbox"), description="Folder in which pictures and sidecars are dropped.")
-    outputs: Folder = Field(Path("outputs"), description="Folder for videos, posters and status files.")
+    inbox: Folder = Field(default=Path("inbox"), description="Folder in which pictures and sidecars are dropped.")
+    outputs: Folder = Field(default=Path("outputs"), description="Folder for videos, posters and status files.")
     queue_dir: Folder = Field(
         default_factory=_beside_inbox("queue"),
         description="Folder of the jobs, a sub-folder for each state. Default: queue beside the inbox.",
@@ -84,56 +84,70 @@ class Settings(BaseSettings):
     loras_dir: Folder = Field(
         default_factory=_beside_inbox("loras"), description="Folder of the LoRA files. Default: loras beside the inbox."
     )
-    model: ModelName = Field("tiny", description="Model for jobs that name none; tiny is a toy for trying things out.")
+    model: ModelName = Field(
+        default="tiny", description="Model for jobs that name none; tiny is a toy for trying things out."
+    )
     device: str = Field(
-        "auto",
+        default="auto",
         pattern=DEVICE_PATTERN,
         description="auto (every NVIDIA GPU, else the CPU), cpu, cuda (every GPU), or cuda:0,1 (these GPUs).",
     )
-    memory: Literal["auto"] = Field("auto", description="Memory plan: auto fits the models to the memory that is free.")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of a worker. Default: one for each core.")
+    memory: Literal["auto"] = Field(
+        default="auto", description="Memory plan: auto fits the models to the memory that is free."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads of a worker. Default: one for each core."
+    )
     rescan_seconds: float = Field(
-        10.0, ge=0.05, le=3600, description="Seconds between two looks at a local inbox, beside the system's notices."
+        default=10.0,
+        ge=0.05,
+        le=3600,
+        description="Seconds between two looks at a local inbox, beside the system's notices.",
     )
     poll_seconds: float = Field(
-        2.0,
+        default=2.0,
         ge=0.05,
         le=3600,
         description="Seconds between two looks at an inbox on a network share, where there are no notices.",
     )
     settle_seconds: float = Field(
-        2.0, ge=0, le=3600, description="Seconds for which a file must stand still to be taken."
+        default=2.0, ge=0, le=3600, description="Seconds for which a file must stand still to be taken."
     )
     incomplete_seconds: float = Field(
-        60.0,
+        default=60.0,
         ge=0,
         le=86400,
         description="Seconds more for a file that stands still but is not whole; then it is refused.",
     )
     partner_seconds: float = Field(
-        10.0,
+        default=10.0,
         ge=0,
         le=3600,
         description="Seconds that a picture waits for a sidecar where defaults.json has a prompt for it.",
     )
-    max_attempts: int = Field(3, ge=1, le=100, description="Attempts at a job whose worker dies, before it fails.")
+    max_attempts: int = Field(
+        default=3, ge=1, le=100, description="Attempts at a job whose worker dies, before it fails."
+    )
     step_timeout_seconds: float = Field(
-        600.0, ge=0.1, le=86400, description="Seconds without a sign of life after which a rendering worker is killed."
+        default=600.0,
+        ge=0.1,
+        le=86400,
+        description="Seconds without a sign of life after which a rendering worker is killed.",
     )
     load_timeout_seconds: float = Field(
-        1800.0, ge=0.1, le=86400, description="The same while a worker loads a model, in seconds."
+        default=1800.0, ge=0.1, le=86400, description="The same while a worker loads a model, in seconds."
     )
     stop_timeout_seconds: float = Field(
-        60.0,
+        default=60.0,
         ge=0.1,
         le=3600,
         description="Seconds for a worker to finish its step when the daemon stops; then it is killed.",
     )
     log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = Field(
-        "auto", description="Form of the log; auto is console on a terminal, json otherwise."
+        default="auto", description="Form of the log; auto is console on a terminal, json otherwise."
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
-        "info", description="The least important events that are logged."
+        default="info", description="The least important events that are logged."
     )
 
     @classmethod

@@ -50,11 +50,13 @@ class Face:
             note(f"warning: {warning}")
         return loaded
 
-    @property
+    @cached_property
     def spool(self) -> Triple:
-        """Settings, queue and outputs."""
-        from framepack_daemon.spool.queue import Queue  # noqa: PLC0415 the face starts without the spool
+        """Settings, queue and outputs; warnings of the spool go to standard error from here on."""
+        from framepack_daemon import logs  # noqa: PLC0415 the face starts without the spool
+        from framepack_daemon.spool.queue import Queue  # noqa: PLC0415
 
+        logs.configure("console", "warning")
         return Triple(self.settings, Queue(self.settings.queue_dir), self.settings.outputs)
 
 

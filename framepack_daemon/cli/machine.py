@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
@@ -61,6 +60,8 @@ def memory() -> tuple[int, int]:
 
 def version(library: str) -> str | None:
     """The installed version of a library; None when it is not installed."""
+    from importlib import metadata  # noqa: PLC0415 slow, and few commands need it
+
     try:
         return metadata.version(library)
     except metadata.PackageNotFoundError:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from framepack_daemon import atomic
 from framepack_daemon.cli.context import daemon_runs, face, note, say
 from framepack_daemon.errors import RequestError
 from framepack_daemon.printable import printable
@@ -53,6 +54,7 @@ def submit(  # noqa: PLR0917 typer's options are parameters
     if prompt is not None:
         over["prompt"] = prompt
     wanted = compose(over, sidecar, image, last_image)
+    atomic.make_folder(outputs)
     jobs = enter(queue, outputs, image=image, sidecar=wanted, last_image=last_image, model=settings.model)
     for job in jobs:
         say(job)

@@ -66,6 +66,13 @@ class DropError(FramepackError):
     code = "bad_drop"
 
 
+class DropUnreadableError(DropError):
+    """A file of a drop cannot be read; it is left where it is until that changes."""
+
+    code = "unreadable_drop"
+    retryable = True
+
+
 class ImageError(FramepackError):
     """A picture cannot be used; it is whole, but not what it should be."""
 

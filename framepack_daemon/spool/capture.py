@@ -1,7 +1,7 @@
 """Taking files out of a drop folder so that each is there or here at every moment, and putting them back.
 
-A file is taken by one rename, which no writer can tear; then it is looked at, and if it is not what was judged a moment
-ago, everything goes back. Where the drop folder is on another file system, the rename goes to a hidden folder beside the
+A file is taken by one rename, which no writer can tear; then it is looked at, and if it is not what was judged before,
+everything goes back. Where the drop folder is on another file system, the rename goes to a hidden folder beside the
 drop, and what was taken there is copied. Knows nothing of jobs; `add.py` makes one of what was captured.
 """
 
@@ -70,7 +70,7 @@ def capture(sources: Iterable[Source], folder: Path, build: Path) -> Path:
     """Take every source out of `folder` into `build`; where the originals now are.
 
     That is `build` itself, or a hidden folder beside the drop when a rename cannot reach `build`; the caller removes it
-    (or calls `give_back`) when the job stands. Raises `DropChangedError` after putting everything back.
+    (or calls `release`) when the job stands. Raises `DropChangedError` after putting everything back.
     """
     wanted = list(sources)
     try:
@@ -95,9 +95,7 @@ def _take(sources: list[Source], folder: Path, place: Path) -> None:
         for source in sources:
             atomic.move(source.path, place / source.name)
         for source in sources:
-            found = signature(place / source.name)
-            if found is None or found.content != source.signature.content:
-                raise DropChangedError(f"{source.path.name}: changed while it was being taken")
+            _expect(place / source.name, source)
             _own(place / source.name)
     except FileNotFoundError as error:
         give_back(place)
@@ -105,6 +103,12 @@ def _take(sources: list[Source], folder: Path, place: Path) -> None:
     except (OSError, DropChangedError):
         give_back(place)
         raise
+
+
+def _expect(path: Path, source: Source) -> None:
+    found = signature(path)
+    if found is None or found.content != source.signature.content:
+        raise DropChangedError(f"{source.path.name}: changed while it was being taken")
 
 
 def _own(path: Path) -> None:
@@ -123,7 +127,6 @@ def give_back(place: Path) -> list[Path]:
     """Put captured files back where they came from; the paths they have now.
 
     Where a newer file has a name already, the whole set goes back under another stem, so that nothing is replaced.
-    Removes `place` unless something in it could not be put back.
     """
     origin = atomic.read_json(place / ORIGIN_FILE)
     if origin is None:
@@ -139,8 +142,15 @@ def give_back(place: Path) -> list[Path]:
                 back.append(target)
             break
     if len(back) == len(held):
-        atomic.remove_tree(place)
+        (place / ORIGIN_FILE).unlink()
     return back
+
+
+def release(place: Path) -> None:
+    """Put captured files back and remove their folder; it stays when something could not be put back."""
+    give_back(place)
+    if not (place / ORIGIN_FILE).exists():
+        atomic.remove_tree(place)
 
 
 def _numbered(name: str, number: int) -> str:

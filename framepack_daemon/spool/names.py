@@ -1,7 +1,7 @@
 """What the name of a file in a drop folder says: part of a drop, a conflict copy, or nothing of ours.
 
-Two files belong together when their names without the extension are the same text after NFC; extensions are read without
-case. Decides by the name alone and touches no file.
+Two files belong together when their names without the extension are the same text after NFC; extensions are read
+without case. Decides by the name alone and touches no file.
 """
 
 from __future__ import annotations

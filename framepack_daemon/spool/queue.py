@@ -1,7 +1,7 @@
 """The four state folders: where jobs stand, and the one way in which they change place.
 
-The folder a job stands in is its state; this module lists, finds and renames, and keeps nothing in memory but a cache of
-records that it checks by the directory's own time stamp. Knows neither drops nor workers.
+The folder a job stands in is its state; this module lists, finds and renames, and keeps nothing in memory but a
+cache of records that it checks by the directory's own time stamp. Knows neither drops nor workers.
 """
 
 from __future__ import annotations

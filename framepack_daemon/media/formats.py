@@ -15,8 +15,8 @@ from framepack_daemon.errors import ImageError, ImageIncompleteError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow's names; it never tries another decoder
 CONVERT = "convert it to JPEG or PNG and drop that"
 HEAD_BYTES = 16  # what it takes to tell the format
-# A file whose tail is still to be written ends in zeros. Not fewer: a lossy WebP of 640x640 pixels in one colour ends in
-# 43 of them by itself.
+# A file whose tail is still to be written ends in zeros. Not fewer than these: a lossy WebP of 640x640 pixels in one
+# colour ends in 43 of them by itself.
 ZERO_TAIL_BYTES = 512
 
 _FILL, _EOI, _SOS = 0xFF, 0xD9, 0xDA  # what begins a marker; end of image, start of scan

@@ -164,9 +164,9 @@ def _examine(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, ImageFacts]:
                 picture.draft(None, (LONG_SIDE, LONG_SIDE))  # without effect unless it is a JPEG
                 _require_sensible(width, height, picture.width * picture.height, max_pixels)
                 upright = _upright(picture)
-            if upright.size != picture.size:  # it was turned by a quarter
-                width, height = height, width
-            return _to_rgb(upright), ImageFacts(kind, width, height)
+                if upright.size != picture.size:  # it was turned by a quarter
+                    width, height = height, width
+                return _to_rgb(upright), ImageFacts(kind, width, height)
     except _DECODER_ERRORS as error:
         if isinstance(error, OSError) and error.errno:  # the file system's word, not the decoder's
             raise
@@ -197,7 +197,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     except _DECODER_ERRORS:
         orientation = None  # damaged EXIF data; the picture itself is fine
     turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return picture.copy() if turn is None else picture.transpose(turn)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -211,7 +211,9 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "RGBA":
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture).convert("RGB")
-    return _to_srgb(picture, profile).convert("RGB")
+    picture = _to_srgb(picture, profile)
+    # A copy in any case: what was opened is closed by the caller.
+    return picture.convert("RGB")
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:

@@ -1,0 +1,118 @@
+"""Publishing: from a finished video in scratch to `outputs/` and `done/`, so that a crash anywhere goes on from there.
+
+In this order, each on disk before the next: `outcome.json` (from here on the job is completed and is never rendered
+again), the video as a hidden copy that is verified and renamed without replacing, the poster, the status, the move to
+`done/`. Running it again does only what is still missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from framepack_daemon import atomic
+from framepack_daemon.errors import VideoError
+from framepack_daemon.job import OUTCOME_FILE, Outcome, Run, State, now
+from framepack_daemon.spool.queue import Queue
+from framepack_daemon.spool.status import StatusWriter
+
+VIDEO_NAME = "video.mp4"  # in scratch, as the worker leaves it
+POSTER_NAME = "poster.jpg"
+MAX_NAMES = 1000  # tried when strangers' files have a video's name
+
+_log = structlog.get_logger(__name__)
+
+
+class LostVideoError(VideoError):
+    """A completed job's video is neither in scratch nor published: it has to be rendered again."""
+
+    code = "lost_video"
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Publishes the videos of one queue."""
+
+    queue: Queue
+    outputs: Path
+    work_dir: Path
+    writer: StatusWriter
+
+    def record(self, job: str, result: dict[str, Any]) -> None:
+        """Write down that the job is completed; `result` becomes part of `outcome.json`.
+
+        Raises FileNotFoundError when the job has left `processing/`: then it was stopped in time.
+        """
+        outcome = {"outcome": Outcome.COMPLETED, "message": "the video is ready", "finished_at": now()} | result
+        atomic.write_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE, outcome)
+
+    def finish(self, job: str) -> str:
+        """Publish what `record` wrote down; the name of the video in `outputs/`.
+
+        Raises `LostVideoError` when the video is nowhere, OSError when `outputs/` or the queue cannot be written; it
+        can be called again when that is mended.
+        """
+        folder = self.queue.path(State.PROCESSING, job)
+        outcome = atomic.read_json(folder / OUTCOME_FILE)
+        run = self.queue.run(State.PROCESSING, job)
+        if outcome is None or run is None:
+            raise FileNotFoundError(f"{job} has no outcome in {folder.parent}")
+        name = self._publish_video(run, outcome["video"]["sha256"])
+        if outcome["video"].get("file") != name:
+            outcome["video"]["file"] = name
+            atomic.write_json(folder / OUTCOME_FILE, outcome)
+        poster = self.work_dir / job / POSTER_NAME
+        if poster.exists():
+            atomic.write_bytes(self.outputs / f"{job}.poster.jpg", poster.read_bytes())
+        self.writer.write(job, State.PROCESSING, state=State.DONE)
+        self.queue.move(job, State.PROCESSING, State.DONE)
+        atomic.remove_tree(self.work_dir / job)
+        return name
+
+    def _publish_video(self, run: Run, sha256: str) -> str:
+        """Bring the video under a name that is free or was this job's own; the name."""
+        self._remove_leftovers(run.job)
+        source = self.work_dir / run.job / VIDEO_NAME
+        for number in range(1, MAX_NAMES):
+            target = self.outputs / (f"{run.job}.mp4" if number == 1 else f"{run.job}.{number}.mp4")
+            there = atomic.digest(target)[1] if target.is_file() else None
+            if there == sha256:
+                return target.name
+            if there is None:
+                self._place(source, target, sha256)
+                return target.name
+            if there in run.videos:
+                self._place(source, target, sha256, replacing=True)
+                return target.name
+            _log.warning("video_name_taken", job=run.job, file=str(target))
+        raise VideoError(f"{run.job}.mp4: the name is taken by other files", hint="move them out of the outputs folder")
+
+    def _place(self, source: Path, target: Path, sha256: str, *, replacing: bool = False) -> None:
+        if not source.is_file():
+            raise LostVideoError(f"{source}: is no longer there", hint="the job is rendered again")
+        hidden = target.with_name(atomic.hidden_name(target.name))
+        try:
+            atomic.copy(source, hidden)
+            if atomic.digest(hidden)[1] != sha256:
+                raise LostVideoError(f"{source}: is not what was rendered", hint="the job is rendered again")
+            if replacing:
+                hidden.replace(target)
+                atomic.sync_folder(target.parent)
+            else:
+                atomic.move(hidden, target)
+        except BaseException:
+            hidden.unlink(missing_ok=True)
+            raise
+
+    def _remove_leftovers(self, job: str) -> None:
+        """Remove hidden copies that a crash left."""
+        for path in self.outputs.glob(f".{_escape(job)}.mp4.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _escape(text: str) -> str:
+    """`text` as a glob pattern that matches itself."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in text)

@@ -96,8 +96,7 @@ class Publisher:
         hidden = target.with_name(atomic.hidden_name(target.name))
         try:
             atomic.copy(source, hidden)
-            if atomic.digest(hidden)[1] != sha256:
-                raise LostVideoError(f"{source}: is not what was rendered", hint="the job is rendered again")
+            _expect(hidden, sha256)
             if replacing:
                 hidden.replace(target)
                 atomic.sync_folder(target.parent)
@@ -111,6 +110,11 @@ class Publisher:
         """Remove hidden copies that a crash left."""
         for path in self.outputs.glob(f".{_escape(job)}.mp4.*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def _expect(path: Path, sha256: str) -> None:
+    if atomic.digest(path)[1] != sha256:
+        raise LostVideoError(f"{path}: is not what was rendered", hint="the job is rendered again")
 
 
 def _escape(text: str) -> str:

@@ -1,0 +1,88 @@
+"""The intake thread: scan, enter what is ready, ring the daemon, sleep until a file may be ready or the bell rings.
+
+It runs beside the main loop, so that hashing a large drop or decoding a picture never keeps a worker waiting. The two
+share nothing but the folders.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.capture import DropChangedError
+from framepack_daemon.spool.inbox import Inbox
+from framepack_daemon.spool.watch import Bell, is_remote
+
+RETRY_SECONDS = 10.0  # after the queue or the drop folder could not be written
+
+_log = structlog.get_logger(__name__)
+
+
+class Intake(threading.Thread):
+    """Takes drops from one inbox into one queue until it is stopped."""
+
+    def __init__(
+        self, inbox: Inbox, door: Door, entered: Callable[[], None], *, rescan_seconds: float, poll_seconds: float
+    ) -> None:
+        """Call `entered` after each job that came in."""
+        super().__init__(name="intake", daemon=True)
+        self._inbox = inbox
+        self._door = door
+        self._entered = entered
+        self._rescan_seconds = rescan_seconds
+        self._poll_seconds = poll_seconds
+        self._rung = threading.Event()
+        self._ended = threading.Event()
+        self._failing = False
+        self._bell = Bell(self._rung.set)
+
+    def stop(self) -> None:
+        """End after the drop in hand."""
+        self._ended.set()
+        self._rung.set()
+        self.join()
+
+    def run(self) -> None:
+        """The thread's work."""
+        while not self._ended.is_set():
+            # Watch first: what comes during the scan rings for the next one.
+            self._rung.clear()
+            self._bell.watch(self._inbox.folders())
+            due = self._look()
+            pause = self._poll_seconds if is_remote(self._inbox.root) else self._rescan_seconds
+            self._rung.wait(pause if due is None else min(pause, due))
+        self._bell.stop()
+
+    def _look(self) -> float | None:
+        """Scan once and enter what is ready; seconds until the next file may be, None when a change decides."""
+        scan = self._inbox.scan()
+        for drop in scan.drops:
+            if self._ended.is_set():
+                return None
+            started = time.monotonic()
+            try:
+                added = self._door.add(drop)
+            except DropChangedError as change:
+                _log.info("drop_changed", stem=drop.stem, reason=change.message)
+                return 0.0
+            except OSError as error:
+                if not self._failing:
+                    _log.error("intake_failed", stem=drop.stem, reason=str(error), retry_seconds=RETRY_SECONDS)
+                self._failing = True
+                return RETRY_SECONDS
+            self._failing = False
+            for job in added.jobs:
+                _log.info(
+                    "job_refused" if added.refusal else "job_submitted",
+                    job=job,
+                    reason=added.refusal.message if added.refusal else None,
+                    seconds=round(time.monotonic() - started, 3),
+                )
+            for job in added.known:
+                _log.info("job_known", job=job)
+            self._entered()
+        return scan.due_seconds

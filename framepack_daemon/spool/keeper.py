@@ -1,0 +1,190 @@
+"""The keeper of the state folders: sees what moved, by whomever, and makes the records agree with where things stand.
+
+A pass lists the four folders and compares them with the last pass; only what changed its place is looked at. What it
+remembers is a hint for that comparison, never the state. At start it also clears up what a crash left half done.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import structlog
+
+from framepack_daemon import atomic
+from framepack_daemon.job import ID_DIGITS, OUTCOME_FILE, REQUEST_FILE, Outcome, State, now
+from framepack_daemon.spool import capture, status
+from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.queue import PRECEDENCE, Queue
+from framepack_daemon.spool.status import StatusWriter
+
+PREVIOUS_OUTCOME = "outcome.previous.json"
+_TEMPORARY = re.compile(rf"^\..+-[0-9a-f]{{{ID_DIGITS}}}\..+\.[0-9a-f]{{8}}\.tmp$")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Keeper:
+    """Keeps one queue in order."""
+
+    queue: Queue
+    door: Door
+    writer: StatusWriter
+    outputs: Path
+    work_dir: Path
+    settle_seconds: float
+    seen: dict[str, State] = field(default_factory=dict)  # where each job stood at the last pass
+    _strange: dict[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
+
+    def recover(self, drop_folders: Iterable[Path]) -> None:
+        """Finish or undo what the last daemon left half done; before anything else runs."""
+        self.queue.make()
+        for place in sorted(self.queue.building.iterdir()):
+            if not atomic.is_locked(place):
+                _log.info("intake_recovered", place=place.name)
+                self.door.complete(place)
+        for folder in drop_folders:
+            hidden = folder / capture.HIDDEN_FOLDER
+            for place in sorted(hidden.iterdir()) if hidden.is_dir() else ():
+                if place.is_dir():
+                    capture.release(place)
+        for path in self.queue.trash.iterdir():
+            atomic.remove_tree(path)
+        for path in self.outputs.iterdir():
+            if _TEMPORARY.match(path.name):
+                path.unlink(missing_ok=True)
+        self._settle_conflicts(self._listing())
+        for job in self.queue.names(State.PROCESSING):
+            if not self._is_completed(job):
+                _log.info("job_recovered", job=job)
+                self.queue.move(job, State.PROCESSING, State.PENDING)
+        self.tidy(held=frozenset())
+        self._end_vanished()
+
+    def tidy(self, held: frozenset[str]) -> None:
+        """One pass; `held` are the jobs that a worker has or that are being published."""
+        places = self._settle_conflicts(self._listing())
+        for job in self.seen.keys() - places.keys():
+            _log.info("job_removed", job=job)
+            self.writer.ended_outside(job)
+            atomic.remove_tree(self.work_dir / job)
+        seen: dict[str, State] = {}
+        for job, state in places.items():
+            if self.seen.get(job) is state or self._enter(job, state, held):
+                seen[job] = state
+        self.seen = seen
+
+    def moved(self, job: str, state: State) -> None:
+        """Hear of a move that the daemon itself made, and that is complete."""
+        self.seen[job] = state
+
+    def _listing(self) -> dict[State, list[str]]:
+        return {state: self.queue.names(state) for state in PRECEDENCE}
+
+    def _settle_conflicts(self, listing: dict[State, list[str]]) -> dict[str, State]:
+        """Where each job stands; the same id in a second state is set aside."""
+        places: dict[str, State] = {}
+        for state, jobs in listing.items():
+            for job in jobs:
+                if places.setdefault(job, state) is not state and self.queue.path(places[job], job).is_dir():
+                    aside = self.queue.set_aside(self.queue.path(state, job))
+                    _log.warning("job_conflict", job=job, kept=places[job], aside=aside.name)
+        return places
+
+    def _enter(self, job: str, state: State, held: frozenset[str]) -> bool:
+        """Do what a job's arrival in a state asks for; False to look at it again in the next pass."""
+        try:
+            match state:
+                case State.PENDING:
+                    return self._enter_pending(job, interrupted=self.seen.get(job) is State.PROCESSING)
+                case State.PROCESSING:
+                    return self._enter_processing(job, held)
+                case State.DONE | State.FAILED:
+                    return self._enter_ended(job, state)
+        except FileNotFoundError:
+            return False  # it moved on meanwhile; the next pass sees where to
+
+    def _enter_pending(self, job: str, *, interrupted: bool) -> bool:
+        folder = self.queue.path(State.PENDING, job)
+        run = self.queue.run(State.PENDING, job)
+        if run is not None and run.job != job:
+            self.queue.set_aside(folder)
+            return False
+        whole = run is not None and all((folder / item.name).exists() for item in run.files)
+        if run is None or not whole or not (folder / REQUEST_FILE).exists():
+            if self._stands_still(folder):
+                self.door.add_again(folder)
+            return False
+        outcome = atomic.read_json(folder / OUTCOME_FILE)
+        if outcome is not None:
+            earlier = (outcome.get("video") or {}).get("sha256")
+            videos = (*run.videos, earlier) if earlier else run.videos
+            self.queue.save_run(State.PENDING, run.requeued(attempts=0, started_at=None, videos=videos))
+            (folder / OUTCOME_FILE).replace(folder / PREVIOUS_OUTCOME)
+            atomic.remove_tree(self.work_dir / job)
+            _log.info("job_retried", job=job)
+        elif interrupted:
+            self.queue.save_run(State.PENDING, run.requeued(attempts=max(run.attempts - 1, 0)))
+        self.writer.write(job, State.PENDING)
+        return True
+
+    def _enter_processing(self, job: str, held: frozenset[str]) -> bool:
+        if job not in held and not self._is_completed(job):
+            self.queue.move(job, State.PROCESSING, State.PENDING)
+            return False
+        return True
+
+    def _enter_ended(self, job: str, state: State) -> bool:
+        folder = self.queue.path(state, job)
+        run = self.queue.run(state, job)
+        if (folder / OUTCOME_FILE).exists() or run is None:
+            return True
+        if run.job == job:
+            outcome = {"outcome": Outcome.CANCELLED, "message": "cancelled", "finished_at": now()}
+        else:
+            problem = {
+                "code": "conflict",
+                "message": f"{run.job}: stood in two states at once; this is the second one",
+                "hint": "drop its files again under another name if you want them rendered, else delete the folder",
+            }
+            outcome = {"outcome": Outcome.FAILED, "message": problem["message"], "error": problem, "finished_at": now()}
+        atomic.write_json(folder / OUTCOME_FILE, outcome)
+        self.writer.write(job, state)
+        atomic.remove_tree(self.work_dir / job)
+        _log.info("job_cancelled", job=job)
+        return True
+
+    def _is_completed(self, job: str) -> bool:
+        return (self.queue.path(State.PROCESSING, job) / OUTCOME_FILE).exists()
+
+    def _stands_still(self, folder: Path) -> bool:
+        """Whether a folder that someone is perhaps still copying has stood still for long enough."""
+        looks = tuple(number for path in sorted(folder.iterdir()) for number in path.lstat()[6:9])
+        before = self._strange.get(folder.name)
+        if before is None or before[0] != looks:
+            self._strange[folder.name] = looks, time.monotonic()
+            return False
+        if time.monotonic() < before[1] + self.settle_seconds:
+            return False
+        del self._strange[folder.name]
+        return True
+
+    def _end_vanished(self) -> None:
+        """Say of jobs that were removed while no daemon ran that they are no more."""
+        for path in self.outputs.glob(f"*{status.SUFFIX}"):
+            job = path.name.removesuffix(status.SUFFIX)
+            if job not in self.seen and self.queue.state_of(job) is None:
+                self.writer.ended_outside(job)
+
+    def uncharge(self, job: str) -> None:
+        """Put a job that was stopped in good order back to its place in the queue, with no attempt charged."""
+        run = self.queue.run(State.PROCESSING, job)
+        if run is not None:
+            self.queue.save_run(State.PROCESSING, replace(run, attempts=max(run.attempts - 1, 0)))
+        self.queue.move(job, State.PROCESSING, State.PENDING)
+        self.writer.write(job, State.PENDING)
+        self.moved(job, State.PENDING)

@@ -151,7 +151,8 @@ class Door:
             except RequestError as error:
                 refusal = error
         count = request.variations if request else 1
-        jobs, known = [], []
+        jobs: list[str] = []
+        known: list[str] = []
         # The directory that holds the originals goes last: until then a crash puts them back and all is done again.
         for variation in reversed(range(count)):
             here = place if variation == 0 else self._twin(place, drop)
@@ -196,8 +197,8 @@ class Door:
 
     def _drop_in(self, place: Path, name: str) -> Drop:
         """The drop that the files of a directory make: by their record, or by their names."""
-        found = JOB_ID.fullmatch(name)
         run = _run_in(place)
+        found = JOB_ID.fullmatch(run.job if run else name)
         roles = {item.name: item.role for item in run.files} if run else {}
         parts = []
         for path in sorted(place.iterdir()):
@@ -206,9 +207,8 @@ class Door:
             role = roles.get(path.name) or _role_by_name(path.name)
             parts.append(Part(role, path.name, path))
         defaults = place / DEFAULTS_FILE
-        stem = JOB_ID.fullmatch(run.job)["stem"] if run and JOB_ID.fullmatch(run.job) else ""
         drop = Drop(
-            stem or (found["stem"] if found else name),
+            found["stem"] if found else name,
             tuple(parts),
             defaults=defaults.read_bytes() if defaults.exists() else None,
         )

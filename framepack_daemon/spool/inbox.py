@@ -129,7 +129,7 @@ class Inbox:
         if now < since + still:
             self._due.append(since + still)
             return None
-        refusal = clash(group)
+        refusal: FramepackError | None = clash(group)
         if refusal is None:
             refusal, patient = self._content(group, now)
             if patient:

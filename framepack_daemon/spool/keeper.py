@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from framepack_daemon import atomic
 from framepack_daemon.job import ID_DIGITS, OUTCOME_FILE, REQUEST_FILE, Outcome, State, now
-from framepack_daemon.spool import capture, status
+from framepack_daemon.spool import capture, status, watch
 from framepack_daemon.spool.add import Door
 from framepack_daemon.spool.queue import PRECEDENCE, Queue
 from framepack_daemon.spool.status import StatusWriter
@@ -38,20 +39,13 @@ class Keeper:
     work_dir: Path
     settle_seconds: float
     seen: dict[str, State] = field(default_factory=dict)  # where each job stood at the last pass
-    _strange: dict[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
+    _folders: list[tuple[int, int] | None] = field(default_factory=list)
+    _strange: dict[str, tuple[tuple[float, ...], float]] = field(default_factory=dict)
 
     def recover(self, drop_folders: Iterable[Path]) -> None:
         """Finish or undo what the last daemon left half done; before anything else runs."""
         self.queue.make()
-        for place in sorted(self.queue.building.iterdir()):
-            if not atomic.is_locked(place):
-                _log.info("intake_recovered", place=place.name)
-                self.door.complete(place)
-        for folder in drop_folders:
-            hidden = folder / capture.HIDDEN_FOLDER
-            for place in sorted(hidden.iterdir()) if hidden.is_dir() else ():
-                if place.is_dir():
-                    capture.release(place)
+        self._recover_intake(drop_folders)
         for path in self.queue.trash.iterdir():
             atomic.remove_tree(path)
         for path in self.outputs.iterdir():
@@ -65,18 +59,34 @@ class Keeper:
         self.tidy(held=frozenset())
         self._end_vanished()
 
+    def _recover_intake(self, drop_folders: Iterable[Path]) -> None:
+        for place in sorted(self.queue.building.iterdir()):
+            if not atomic.is_locked(place):
+                _log.info("intake_recovered", place=place.name)
+                self.door.complete(place)
+        for folder in drop_folders:
+            for place in sorted((folder / capture.HIDDEN_FOLDER).glob("*/")):
+                capture.release(place)
+
     def tidy(self, held: frozenset[str]) -> None:
         """One pass; `held` are the jobs that a worker has or that are being published."""
+        folders = [watch.folder_identity(self.queue.folder(state)) for state in State]
+        if None in folders:
+            return  # the share is away: that is not "every job was removed"
         places = self._settle_conflicts(self._listing())
-        for job in self.seen.keys() - places.keys():
-            _log.info("job_removed", job=job)
-            self.writer.ended_outside(job)
-            atomic.remove_tree(self.work_dir / job)
-        seen: dict[str, State] = {}
-        for job, state in places.items():
-            if self.seen.get(job) is state or self._enter(job, state, held):
-                seen[job] = state
-        self.seen = seen
+        if folders == self._folders:
+            self._end_removed(self.seen.keys() - places.keys())
+        self._folders = folders
+        self.seen = {
+            job: state for job, state in places.items() if self.seen.get(job) is state or self._enter(job, state, held)
+        }
+
+    def _end_removed(self, jobs: Iterable[str]) -> None:
+        for job in jobs:
+            if self.queue.state_of(job) is None:
+                _log.info("job_removed", job=job)
+                self.writer.ended_outside(job)
+                atomic.remove_tree(self.work_dir / job)
 
     def moved(self, job: str, state: State) -> None:
         """Hear of a move that the daemon itself made, and that is complete."""
@@ -144,7 +154,7 @@ class Keeper:
         if (folder / OUTCOME_FILE).exists() or run is None:
             return True
         if run.job == job:
-            outcome = {"outcome": Outcome.CANCELLED, "message": "cancelled", "finished_at": now()}
+            outcome: dict[str, Any] = {"outcome": Outcome.CANCELLED, "message": "cancelled", "finished_at": now()}
         else:
             problem = {
                 "code": "conflict",

@@ -1,7 +1,7 @@
 """One daemon per inbox and per queue: a lock in each, and a beating counter for shares where locks stay local.
 
-The lock file says who holds it: host, boot, process, and a count that goes up every `BEAT_SECONDS`. Where another host's
-count moves, its daemon lives, whatever the lock says. Released in an orderly way, the file is empty.
+The lock file says who holds it: host, boot, process, and a count that goes up every `BEAT_SECONDS`. Where another
+host's count moves, its daemon lives, whatever the lock says. Released in an orderly way, the file is empty.
 """
 
 from __future__ import annotations

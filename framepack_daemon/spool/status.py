@@ -44,13 +44,13 @@ class StatusWriter:
     outputs: Path
     failing: bool = field(default=False, init=False)  # the last write failed; said once
 
-    def write(self, job: str, state: State, **changes: Any) -> None:
-        """Write the status of a job that stands in `state`; `changes` are fields of the file (design section 7)."""
-        run = self.queue.run(state, job)
+    def write(self, job: str, place: State, **changes: Any) -> None:
+        """Write the status of a job that stands in `place`; `changes` are fields of the file (design section 7)."""
+        run = self.queue.run(place, job)
         if run is None:
             return
-        body = compose(self.queue, run, state) | changes
-        self._put(job, body, durable=state in (State.DONE, State.FAILED))
+        body = compose(self.queue, run, place) | changes
+        self._put(job, body, durable=body["state"] in (State.DONE, State.FAILED))
 
     def amend(self, job: str, **changes: Any) -> None:
         """Change fields of a status file that is there."""

@@ -1,0 +1,178 @@
+"""The worker process: keeps models loaded, renders one job at a time, and says how far it is.
+
+Started as `python -m framepack_daemon.workers.child` with its end of the line as an open descriptor. It dies with the
+daemon. It reads a job's pictures and writes only into the job's scratch folder; of queue and outputs it knows nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import faulthandler
+import os
+import signal
+import socket
+import time
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from framepack_daemon import atomic
+from framepack_daemon.engine import models as engine_models
+from framepack_daemon.engine.render import Event, Finished, Section, Started, Step, render
+from framepack_daemon.errors import FramepackError, OutOfMemoryError
+from framepack_daemon.request import Request, build
+from framepack_daemon.workers.channel import Channel, Message
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+STORAGE = "storage"  # code of a failure to write: not the job's fault
+
+
+class Child:
+    """The worker at the other end of the daemon's line."""
+
+    def __init__(self, channel: Channel, device: str, models_dir: Path) -> None:
+        self._channel = channel
+        self._device = device
+        self._models_dir = models_dir
+        self._models: engine_models.Models | None = None
+        self._inbox: deque[Message] = deque()
+
+    def serve(self, model: str) -> None:
+        """Load `model`, then do what comes down the line until it is closed."""
+        self._try_to_load(model)
+        while not self._channel.closed:
+            self._inbox.extend(self._channel.receive(timeout=None))
+            while self._inbox:
+                message = self._inbox.popleft()
+                if message["event"] == "run" and not self._run(message):
+                    return
+
+    def _try_to_load(self, model: str) -> bool:
+        try:
+            self._load(model)
+        except FramepackError as error:
+            self._channel.send("unavailable", model=model, **error.as_dict())
+            return False
+        return True
+
+    def _load(self, model: str) -> engine_models.Models:
+        """The models of that name; those of another are let go first, so that both never have to fit."""
+        if self._models is None or self._models.name != model:
+            self._models = None
+            self._channel.send("loading", model=model)
+            started = time.monotonic()
+            self._models = engine_models.load(model, self._models_dir, self._device)
+            self._channel.send("loaded", model=model, seconds=time.monotonic() - started)
+        return self._models
+
+    def _run(self, message: Message) -> bool:
+        """Render one job; False when this process had better be replaced by a fresh one."""
+        job = message["job"]
+        try:
+            request = build(message["request"])
+            if not self._try_to_load(str(request.model)):
+                self._channel.send("stopped", job=job)
+                return True
+            self._render(job, request, message)
+        except FramepackError as error:
+            self._channel.send("failed", job=job, retryable=error.retryable, **error.as_dict())
+            return not isinstance(error, OutOfMemoryError)
+        except OSError as error:
+            self._fail(job, STORAGE, f"{error.filename or 'scratch'}: {error.strerror or error}")
+        except Exception as error:  # noqa: BLE001  the job boundary: whatever it is, the daemon has to hear of it
+            self._fail(job, "worker_error", f"{type(error).__name__}: {error}")
+            return False
+        return True
+
+    def _fail(self, job: str, code: str, message: str) -> None:
+        self._channel.send(
+            "failed",
+            job=job,
+            retryable=True,
+            code=code,
+            message=message,
+            hint="the worker's traceback is in the job's outcome.json",
+            traceback=traceback.format_exc(),
+        )
+
+    def _render(self, job: str, request: Request, message: Message) -> None:
+        scratch = Path(message["scratch"])
+        atomic.make_folder(scratch)
+        last_image = message["last_image"]
+        # Another worker may still be dying with this job in hand: it lets go of the lock when it is gone.
+        with atomic.locked(scratch):
+            assert self._models is not None
+            events = render(
+                request, self._models, Path(message["image"]), Path(last_image) if last_image else None, scratch
+            )
+            for event in events:
+                self._tell(job, event)
+                if not isinstance(event, Finished) and self._should_stop(job):
+                    events.close()  # type: ignore[attr-defined]  # a generator
+                    self._channel.send("stopped", job=job)
+                    return
+
+    def _should_stop(self, job: str) -> bool:
+        self._inbox.extend(self._channel.receive())
+        return self._channel.closed or any(m["event"] == "stop" and m["job"] == job for m in self._inbox)
+
+    def _tell(self, job: str, event: Event) -> None:
+        fields: dict[str, Any]
+        match event:
+            case Started() | Step() | Section():
+                fields = dataclasses.asdict(event)
+            case Finished():
+                assert self._models is not None
+                fields = {
+                    "video": dataclasses.asdict(event.facts),
+                    "timings": event.timings,
+                    "device": _device_name(self._models.device),
+                    "memory": {
+                        "plan": "resident",
+                        "peak_gpu_bytes": event.peak_gpu_bytes,
+                        "peak_host_bytes": event.peak_host_bytes,
+                    },
+                    "model": {"name": self._models.name, "revision": self._models.revision},
+                }
+        names = {Started: "started", Step: "step", Section: "section", Finished: "rendered"}
+        self._channel.send(names[type(event)], job=job, **fields)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores"
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` ends; end at once when it has already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
+def main() -> None:
+    """Run the worker."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--descriptor", type=int, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--models-dir", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    die_with_parent(options.parent)
+    faulthandler.enable()
+    # Ctrl-C reaches the whole group; the daemon decides what it means for a job.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    channel = Channel(socket.socket(fileno=options.descriptor))
+    Child(channel, options.device, options.models_dir).serve(options.model)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 OURS = "framepack_daemon"  # the root of our loggers' names
+QUIET = "watchdog"  # calls it an error whenever it is stopped; what matters of it, spool.watch says
 
 
 def configure(log_format: str = "auto", log_level: str = "info", stream: TextIO | None = None) -> None:
@@ -65,6 +66,7 @@ def configure(log_format: str = "auto", log_level: str = "info", stream: TextIO 
     level = log_level.upper()
     root.setLevel(logging.INFO if level == "DEBUG" else logging.WARNING)
     logging.getLogger(OURS).setLevel(level)
+    logging.getLogger(QUIET).setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
 
 

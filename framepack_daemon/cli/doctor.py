@@ -51,7 +51,7 @@ def doctor(ctx: typer.Context) -> None:
 
     Each line is ok, or says what to do. Exit code 78 if the daemon cannot work as things are.
     """
-    settings = face(ctx).settings
+    settings, _, _ = face(ctx).spool
     findings = list(examine(settings))
     _show(findings)
     bad = [finding for finding in findings if finding.mark is Mark.BAD]

@@ -72,13 +72,13 @@ def _section(
 def _table() -> Table:
     """Rows of a name that may be cut at its end, which a prefix of a job id may be, and what is said of it."""
     table = Table(box=None, show_header=False, padding=(0, 0, 0, 2), pad_edge=True)
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=44)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=36)
     return table
 
 
 def _running(row: dict[str, Any]) -> Iterable[RenderableType]:
     share = wording.fraction(row)
-    bar = ProgressBar(total=1.0, completed=share, width=16)
+    bar = ProgressBar(total=1.0, completed=share, width=10)
     return [bar, _text(f"{share:4.0%}"), _text(wording.progress(row))]
 
 

@@ -6,23 +6,25 @@ from typing import Any
 
 MINUTE = 60  # seconds
 HOUR = 60 * MINUTE
+DAY = 24 * HOUR
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
-    if whole < MINUTE:
-        return f"{whole} s"
-    if whole < HOUR:
-        return f"{whole // MINUTE} min {whole % MINUTE} s"
-    return f"{whole // HOUR} h {whole % HOUR // MINUTE} min"
+    """Seconds as a person says them: 75 s, 12 min, 2 h 5 min, 3 days."""
+    if round(seconds) < 2 * MINUTE:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / MINUTE)
+    if minutes < 2 * HOUR // MINUTE:
+        return f"{minutes} min"
+    hours = minutes // MINUTE
+    return f"{hours} h {minutes % MINUTE} min" if hours < 2 * DAY // HOUR else f"{hours // (DAY // HOUR)} days"
 
 
 def size(count: float) -> str:
     """Bytes as a person says them: 812 KiB, 1.4 GiB."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
+    for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:  # noqa: PLR2004 a KiB
-            return f"{count:.3g} {unit}" if unit != "bytes" else f"{count:.0f} bytes"
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
         count /= 1024
     return f"{count:.3g} TiB"
 

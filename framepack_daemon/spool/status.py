@@ -7,7 +7,7 @@ logged once and the job goes on.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,6 @@ SUFFIX = ".status.json"
 DROPPED_AGAIN = "dropped again: use `framepack-daemon retry`, or move it to pending/, to render it once more"
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a running job is."""
-
-    section: int = 0  # the section being sampled, from 1
-    sections: int = 0
-    step: int = 0  # steps finished in that section
-    steps: int = 0
-    fraction: float = 0.0  # of all steps, 0 to 1
-    eta_seconds: float | None = None  # None until a step was measured
-    frames_ready: int = 0
 
 
 @dataclass
@@ -120,8 +107,3 @@ _MESSAGES = {
     State.DONE: "the video is ready",
     State.FAILED: "failed",
 }
-
-
-def progress(value: Progress) -> dict[str, Any]:
-    """Progress as it stands in a status file."""
-    return asdict(value)

@@ -1,7 +1,7 @@
 """Messages between the daemon and a worker: one JSON object a line, over a socket pair.
 
-Down go `run` and `stop`; up come `loading`, `loaded`, `unavailable`, `started`, `step`, `section`, `rendered`, `stopped`
-and `failed`. Knows what a message looks like, not what it means.
+Down go `run` and `stop`; up come `loading`, `loaded`, `unavailable`, `started`, `step`, `section`, `rendered`,
+`stopped` and `failed`. Knows what a message looks like, not what it means.
 """
 
 from __future__ import annotations

@@ -1,0 +1,192 @@
+"""The daemon's side of the workers: one child process per device, started, watched and replaced.
+
+A `Worker` knows whether its child loads, waits or renders, and since when it has been silent. Which job runs next, and
+what becomes of one that failed, the daemon decides. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from framepack_daemon import atomic
+from framepack_daemon.workers.channel import Channel, Message
+
+LOG_TAIL_BYTES = 8000  # of a dead child's output that go into the job's outcome
+MAX_BACKOFF_SECONDS = 60.0  # between two starts of a child that dies while it loads
+
+_log = structlog.get_logger(__name__)
+
+
+class Phase(Enum):
+    """What a worker's child does."""
+
+    DOWN = auto()  # no child runs
+    LOADING = auto()  # it starts, or loads a model
+    IDLE = auto()
+    BUSY = auto()  # it renders `job`
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a child may be silent, in seconds."""
+
+    step: float
+    load: float
+
+
+class Worker:
+    """One device and the child process that renders on it."""
+
+    def __init__(
+        self, device: str, *, models_dir: Path, model: str, threads: int | None, limits: Limits, log: Path
+    ) -> None:
+        self.device = device
+        self.job: str | None = None  # that the child holds; not to be claimed again before it lets go
+        self.stopping = False  # it was told to stop that job
+        self.phase = Phase.DOWN
+        self._arguments = ["--device", device, "--models-dir", str(models_dir), "--model", model]
+        self._arguments += ["--threads", str(threads)] if threads else []
+        self._limits = limits
+        self._log_file = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._heard = 0.0  # monotonic
+        self._start_at = 0.0  # monotonic
+        self._failures = 0  # children in a row that died before they were ready
+
+    def fileno(self) -> int:
+        """Descriptor to wait on, or -1."""
+        return -1 if self._channel is None else self._channel.fileno()
+
+    def ensure_started(self) -> None:
+        """Start a child if there is none and it is time for one."""
+        if self.phase is not Phase.DOWN or time.monotonic() < self._start_at:
+            return
+        ours, theirs = socket.socketpair()
+        atomic.make_folder(self._log_file.parent)
+        with self._log_file.open("wb") as log, theirs:
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "framepack_daemon.workers.child", "--parent", str(os.getpid())),
+                    *("--descriptor", str(theirs.fileno()), *self._arguments),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._channel = Channel(ours)
+        self._heard = time.monotonic()
+        self.phase = Phase.LOADING
+        _log.info("worker_started", device=self.device, pid=self._process.pid)
+
+    def start(self, job: str, **fields: Any) -> None:
+        """Have an idle child render a job."""
+        assert self.phase is Phase.IDLE
+        assert self._channel is not None
+        self.job, self.stopping, self.phase = job, False, Phase.BUSY
+        self._heard = time.monotonic()
+        self._channel.send("run", job=job, **fields)
+
+    def stop_job(self) -> None:
+        """Have the child stop its job after the current step."""
+        if self.job is not None and self._channel is not None and not self.stopping:
+            self.stopping = True
+            self._channel.send("stop", job=self.job)
+
+    def receive(self) -> list[Message]:
+        """What the child says; its death is the message `died`."""
+        if self._channel is None or self._process is None:
+            return []
+        messages = self._channel.receive()
+        for message in messages:
+            self._follow(message)
+        if self._channel.closed or self._process.poll() is not None:
+            messages += self._channel.receive()
+            messages.append(self._bury())
+        elif self._is_silent():
+            self._process.kill()
+            messages.append(self._bury(f"said nothing for {time.monotonic() - self._heard:.0f} s and was killed"))
+        return messages
+
+    def _follow(self, message: Message) -> None:
+        self._heard = time.monotonic()
+        match message["event"]:
+            case "loading":
+                self.phase = Phase.LOADING
+            case "loaded" | "unavailable":
+                self.phase = Phase.BUSY if self.job else Phase.IDLE
+                self._failures = 0
+            case "rendered" | "failed" | "stopped":
+                self.phase, self.job, self.stopping = Phase.IDLE, None, False
+
+    def _is_silent(self) -> bool:
+        limit = {Phase.LOADING: self._limits.load, Phase.BUSY: self._limits.step}.get(self.phase)
+        return limit is not None and time.monotonic() - self._heard > limit
+
+    def _bury(self, reason: str = "") -> Message:
+        """Clear up after the child; the message that says how it ended."""
+        assert self._process is not None
+        assert self._channel is not None
+        self._channel.close()
+        code = self._process.wait()
+        if self.phase is Phase.LOADING and self.job is None:
+            self._failures += 1
+            self._start_at = time.monotonic() + min(2.0**self._failures, MAX_BACKOFF_SECONDS)
+        ended = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        job, self.job, self.stopping, self.phase = self.job, None, False, Phase.DOWN
+        self._process = self._channel = None
+        _log.warning("worker_died", device=self.device, job=job, reason=reason or ended)
+        return {"event": "died", "job": job, "message": f"the worker {reason or ended}", "traceback": self._tail()}
+
+    def _tail(self) -> str:
+        try:
+            return self._log_file.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        except OSError:
+            return ""
+
+    def kill(self) -> None:
+        """End the child at once."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self, timeout: float) -> None:
+        """Hang up; an idle child ends by itself, one that does not within `timeout` seconds is killed."""
+        if self._channel is None or self._process is None:
+            return
+        self._channel.close()
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._channel = None
+        self.phase = Phase.DOWN
+
+
+def devices(setting: str) -> list[str]:
+    """The devices that the setting `device` means on this machine, without asking torch."""
+    if setting == "cpu":
+        return ["cpu"]
+    if setting.startswith("cuda:"):
+        return [f"cuda:{number}" for number in setting.removeprefix("cuda:").split(",")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        count = len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    else:
+        count = sum(1 for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+    if count == 0 and setting == "auto":
+        return ["cpu"]
+    return [f"cuda:{number}" for number in range(max(count, 1))]

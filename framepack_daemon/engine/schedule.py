@@ -73,10 +73,10 @@ class Order:
         """Positions in time for `section`."""
         if self.backwards:
             sizes = [1, paddings(self.sections)[section] * LATENT_WINDOW, LATENT_WINDOW, *HISTORY]
-            picture, _, latents, nearest, history_2x, history_4x = torch.arange(sum(sizes)).split(sizes)
+            picture, _, latents, nearest, history_2x, history_4x = torch.split(torch.arange(sum(sizes)), sizes)
         else:
             sizes = [1, *reversed(HISTORY), LATENT_WINDOW]
-            picture, history_4x, history_2x, nearest, latents = torch.arange(sum(sizes)).split(sizes)
+            picture, history_4x, history_2x, nearest, latents = torch.split(torch.arange(sum(sizes)), sizes)
         return Indices(latents, torch.cat([picture, nearest]), history_2x, history_4x)
 
     def start(self, image_latents: torch.Tensor) -> torch.Tensor:
@@ -88,8 +88,8 @@ class Order:
     def history(self, kept: torch.Tensor) -> History:
         """What the next section sees of the kept latent frames."""
         if self.backwards:
-            return History(*kept[:, :, :HISTORY_FRAMES].split(HISTORY, dim=2))
-        history_4x, history_2x, nearest = kept[:, :, -HISTORY_FRAMES:].split(HISTORY[::-1], dim=2)
+            return History(*torch.split(kept[:, :, :HISTORY_FRAMES], list(HISTORY), dim=2))
+        history_4x, history_2x, nearest = torch.split(kept[:, :, -HISTORY_FRAMES:], list(reversed(HISTORY)), dim=2)
         return History(nearest, history_2x, history_4x)
 
     def grow(

@@ -1,7 +1,8 @@
 """The model `tiny`: FramePack's own classes at a few megabytes, made on the spot, the same bytes every time.
 
 The transformer is drawn at random; the VAE is laid out by hand, so that a decoded latent has the colours of the
-it was encoded from. Everything is saved in the layout of the three real repositories, built aside and renamed into place.
+picture it was encoded from. Everything is saved in the layout of the three real repositories, built aside and renamed
+into place.
 Run as `python -m framepack_daemon.engine.tiny DIR`. Its videos say nothing about FramePack's quality.
 """
 
@@ -55,6 +56,7 @@ LLAMA_SPECIAL = (
     "<pad>",
 )
 RGB = 3
+VAE_CHANNELS = 10  # 8 carry the picture; with fewer than 10, torch computes small frames by a ten times slower way
 CARRIER = 2.0  # a constant far above the colours keeps group normalisation nearly linear
 
 
@@ -106,8 +108,9 @@ def _same(left: Path, right: Path) -> bool:
     return sizes(left) == sizes(right)
 
 
-def _transformer() -> HunyuanVideoFramepackTransformer3DModel:
-    return HunyuanVideoFramepackTransformer3DModel(
+def _transformer() -> Any:
+    kind: Any = HunyuanVideoFramepackTransformer3DModel
+    return kind(
         in_channels=16,
         out_channels=16,
         num_attention_heads=4,
@@ -159,7 +162,8 @@ def _save_components(folder: Path) -> None:
     )
     text_encoder_2.save_pretrained(folder / "text_encoder_2")
     _vae().save_pretrained(folder / "vae")
-    FlowMatchEulerDiscreteScheduler(shift=7.0).save_pretrained(folder / "scheduler")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler
+    scheduler(shift=7.0).save_pretrained(folder / "scheduler")
 
 
 def _save_image_encoder(folder: Path) -> None:
@@ -188,7 +192,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     special = "|".join(re.escape(token) for token in LLAMA_SPECIAL)
-    pieces = re.split(special, DEFAULT_PROMPT_TEMPLATE["template"].partition("{}")[0])
+    pieces = re.split(special, str(DEFAULT_PROMPT_TEMPLATE["template"]).partition("{}")[0])
     known = {word for piece in pieces for word, _ in words.pre_tokenize_str(piece)}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate(alphabet + sorted(known - set(alphabet)))}
@@ -200,7 +204,8 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
     )
-    return PreTrainedTokenizerFast(
+    kind: Any = PreTrainedTokenizerFast
+    opened: PreTrainedTokenizerFast = kind(
         tokenizer_object=tokenizer,
         bos_token=begin,
         eos_token=end,
@@ -208,6 +213,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="right",
         model_max_length=8192,
     )
+    return opened
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -220,13 +226,13 @@ def clip_tokenizer() -> CLIPTokenizer:
 def _vae() -> Any:
     """A VAE with HunyuanVideo's compression that keeps the picture: it blurs down, and up again.
 
-    Its eight channels carry red, green and blue, their negatives, and a constant with its negative. SiLU of a value less
-    SiLU of its negative is the value itself, so activations lose nothing.
+    Its channels carry red, green and blue, their negatives, and a constant with its negative. SiLU of a value less SiLU
+    of its negative is the value itself, so activations lose nothing.
     """
-    channels = 2 * (RGB + 1)
-    vae: Any = AutoencoderKLHunyuanVideo(
-        block_out_channels=(channels,) * 4,
-        layers_per_block=1,
+    kind: Any = AutoencoderKLHunyuanVideo
+    vae = kind(
+        block_out_channels=(VAE_CHANNELS,) * 4,
+        layers_per_block=0,
         norm_num_groups=1,
         mid_block_add_attention=False,
     )
@@ -271,7 +277,7 @@ def _carry_colours(conv: Any, gain: float = 1.0) -> None:
 def _read_colours(conv: Any, norm: torch.nn.GroupNorm, gain: float) -> Any:
     """The inverse of `_carry_colours`, behind a normalisation whose scale it undoes."""
     colours = 0.3  # mean square that a picture's values have, about
-    norm.weight.fill_(((2 * RGB * colours + 2 * CARRIER**2) / (2 * RGB + 2)) ** 0.5)
+    norm.weight.fill_((2 * (RGB * colours + CARRIER**2) / VAE_CHANNELS) ** 0.5)
     inner = conv.conv
     inner.weight.mul_(0.05)
     inner.bias.zero_()

@@ -1,0 +1,60 @@
+"""What several tests share: the tiny model, made once per run, and pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from framepack_daemon.engine.models import Models
+
+THREADS = 2  # of torch, in every process whose frames are compared
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of model files with the tiny model in it."""
+    from framepack_daemon.engine import tiny  # noqa: PLC0415 - most tests need no torch
+
+    folder = tmp_path_factory.mktemp("models")
+    tiny.build(folder / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(models_dir: Path) -> Models:
+    """The tiny model, loaded on the CPU."""
+    import torch  # noqa: PLC0415 - most tests need no torch
+
+    from framepack_daemon.engine import models  # noqa: PLC0415
+
+    torch.set_num_threads(THREADS)
+    return models.load("tiny", models_dir)
+
+
+def paint(path: Path, width: int = 96, height: int = 64, shade: int = 0) -> Path:
+    """A picture with colours, a gradient and an edge."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    red = 128 + 100 * np.sin(columns / 12 + shade)
+    green = 128 + 100 * np.cos(rows / 9 + shade)
+    pixels = np.stack([red, green, (columns + rows + shade) % 256], axis=-1).astype(np.uint8)
+    pixels[height // 3 : height // 2, width // 3 : width // 2] = (240, 60, 30)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A small picture."""
+    return paint(tmp_path / "beach.png")
+
+
+@pytest.fixture
+def end_picture(tmp_path: Path) -> Path:
+    """Another small picture."""
+    return paint(tmp_path / "beach.last.png", shade=2)

@@ -91,9 +91,8 @@ def require_end(data: bytes, kind: str) -> None:
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Whether the end-of-image marker follows the last scan (ITU-T T.81, annex B)."""
+    """Whether segments and scans lead to the end-of-image marker (ITU-T T.81, annex B)."""
     position = 2
-    scanned = False
     while True:
         if data[position] != _FILL:
             return False
@@ -102,12 +101,11 @@ def _jpeg_ends(data: bytes) -> bool:
         marker = data[position]
         position += 1
         if marker == _EOI:
-            return scanned
+            return True
         if marker in _BARE_MARKERS:
             continue
         position += struct.unpack_from(">H", data, position)[0]
         if marker == _SOS:
-            scanned = True
             found = _END_OF_SCAN.search(data, position)
             if found is None:
                 return False

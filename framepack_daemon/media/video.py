@@ -114,7 +114,7 @@ class SegmentWriter:
             )
         with _ffmpeg(f"{self._path.name} could not be written"):
             for pixels in frames:
-                picture = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+                picture = VideoFrame.from_ndarray(pixels, format="rgb24")
                 picture = picture.reformat(
                     format="yuv420p",
                     dst_colorspace=Colorspace.ITU709,
@@ -255,7 +255,6 @@ def to_rgb(frame: VideoFrame) -> NDArray[np.uint8]:
 
 def _decoded(stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
     stream.thread_type = "AUTO"
-    stream.codec_context.options = {"err_detect": "explode"}
     container: Any = stream.container
     for frame in container.decode(stream):
         if frame.is_corrupt:

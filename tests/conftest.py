@@ -48,6 +48,12 @@ def paint(path: Path, width: int = 96, height: int = 64, shade: int = 0) -> Path
     return path
 
 
+@pytest.fixture(scope="session")
+def still(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The picture of `picture`, for the whole run."""
+    return paint(tmp_path_factory.mktemp("still") / "beach.png")
+
+
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     """A small picture."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideoFramepackPipeline
 from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video_framepack as theirs
+
 from framepack_daemon.engine import conditioning, decode, render, schedule
 from framepack_daemon.engine.models import CROP_START, PROMPT_TEMPLATE
 from framepack_daemon.media import image as pictures
@@ -129,7 +130,7 @@ def theirs_of(models: Models, asked: Request, image: Path, last: Path | None, ou
 
 @pytest.mark.parametrize("sampling", ["inverted_anti_drifting", "vanilla"])
 @pytest.mark.parametrize("sections", [1, 2, 3, 6])
-def test_latents_and_frames_are_the_pipelines_bit_for_bit(
+def test_latents_and_frames_are_the_pipelines_bit_for_bit(  # noqa: PLR0917 - fixtures
     sections: int, sampling: str, tiny_models: Models, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = request(sections, sampling)

@@ -135,7 +135,7 @@ def test_a_missing_segment_is_decoded_anew(
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_a_killed_process_ends_in_the_same_video(
+def test_a_killed_process_ends_in_the_same_video(  # noqa: PLR0917 - fixtures
     sampling: str, whole: dict[str, str], tiny_models: Models, models_dir: Path, picture: Path, tmp_path: Path
 ) -> None:
     asked = request(sampling=sampling)

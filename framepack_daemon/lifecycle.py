@@ -193,6 +193,7 @@ class Lifecycle:
             self.publisher.record(job, result | {"attempt": run.attempts if run else None})
         except FileNotFoundError:
             _log.info("job_stopped", job=job, reason="it was moved out of processing")
+            self._discard_stopped(job)
         else:
             self._ending[job] = 0.0
 
@@ -203,6 +204,12 @@ class Lifecycle:
             self.keeper.uncharge(job)
         except FileNotFoundError:
             _log.info("job_stopped", job=job)
+            self._discard_stopped(job)
+
+    def _discard_stopped(self, job: str) -> None:
+        """Clear up after a worker that let go of a job which had left `processing/`; one that waits keeps its work."""
+        if self.queue.state_of(job) is not State.PENDING:
+            atomic.remove_tree(self.work_dir / job)
 
     def _judge(self, message: Message) -> None:
         """Whether a job that failed is tried again."""
@@ -211,6 +218,7 @@ class Lifecycle:
         run = self.queue.run(State.PROCESSING, job)
         _log.error("job_attempt_failed", job=job, code=code, reason=message["message"])
         if run is None:
+            self._discard_stopped(job)
             return
         if code in _MACHINE_FAULTS:
             self._count_machine_fault(job)

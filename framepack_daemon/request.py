@@ -122,7 +122,7 @@ class Request(BaseModel):
     variations: int = Field(1, ge=1, le=100, description="So many jobs with different seeds from this one drop.")
     cache: Literal["none"] = Field("none", description="Reuse of earlier steps' results; affects quality.")
     codec: Literal["h264"] = Field("h264", description="Codec of the video.")
-    crf: int = Field(16, ge=0, le=51, description="x264 quality: 0 is lossless, 51 the smallest file.")
+    crf: int = Field(16, ge=1, le=51, description="x264 quality: 1 is nearly lossless, 51 the smallest file.")
     priority: int = Field(0, ge=-100, le=100, description="Jobs of a higher priority run first.")
 
     @field_validator("frames", "seed", "num_inference_steps", "resolution", "width", "height", "crf", mode="before")

@@ -39,6 +39,7 @@ class Keeper:
     work_dir: Path
     settle_seconds: float
     seen: dict[str, State] = field(default_factory=dict)  # where each job stood at the last pass
+    _held: frozenset[str] = frozenset()
     _folders: list[tuple[int, int] | None] = field(default_factory=list)
     _strange: dict[str, tuple[tuple[float, ...], float]] = field(default_factory=dict)
 
@@ -74,11 +75,12 @@ class Keeper:
         if None in folders:
             return  # the share is away: that is not "every job was removed"
         places = self._settle_conflicts(self._listing())
+        self._held = held
         if folders == self._folders:
             self._end_removed(self.seen.keys() - places.keys())
         self._folders = folders
         self.seen = {
-            job: state for job, state in places.items() if self.seen.get(job) is state or self._enter(job, state, held)
+            job: state for job, state in places.items() if self.seen.get(job) is state or self._enter(job, state)
         }
 
     def _end_removed(self, jobs: Iterable[str]) -> None:
@@ -86,7 +88,12 @@ class Keeper:
             if self.queue.state_of(job) is None:
                 _log.info("job_removed", job=job)
                 self.writer.ended_outside(job)
-                atomic.remove_tree(self.work_dir / job)
+                self.discard_scratch(job)
+
+    def discard_scratch(self, job: str) -> None:
+        """Remove what a job that will not go on has in scratch, unless a worker still writes there."""
+        if job not in self._held:
+            atomic.remove_tree(self.work_dir / job)
 
     def moved(self, job: str, state: State) -> None:
         """Hear of a move that the daemon itself made, and that is complete."""
@@ -105,14 +112,14 @@ class Keeper:
                     _log.warning("job_conflict", job=job, kept=places[job], aside=aside.name)
         return places
 
-    def _enter(self, job: str, state: State, held: frozenset[str]) -> bool:
+    def _enter(self, job: str, state: State) -> bool:
         """Do what a job's arrival in a state asks for; False to look at it again in the next pass."""
         try:
             match state:
                 case State.PENDING:
                     return self._enter_pending(job, interrupted=self.seen.get(job) is State.PROCESSING)
                 case State.PROCESSING:
-                    return self._enter_processing(job, held)
+                    return self._enter_processing(job)
                 case State.DONE | State.FAILED:
                     return self._enter_ended(job, state)
         except FileNotFoundError:
@@ -131,19 +138,21 @@ class Keeper:
             return False
         outcome = atomic.read_json(folder / OUTCOME_FILE)
         if outcome is not None:
+            if job in self._held:
+                return False  # it was cancelled and retried before its worker let go of it
             earlier = (outcome.get("video") or {}).get("sha256")
             videos = (*run.videos, earlier) if earlier else run.videos
             self.queue.save_run(State.PENDING, run.requeued(attempts=0, started_at=None, videos=videos))
             (folder / OUTCOME_FILE).replace(folder / PREVIOUS_OUTCOME)
-            atomic.remove_tree(self.work_dir / job)
+            self.discard_scratch(job)
             _log.info("job_retried", job=job)
         elif interrupted:
             self.queue.save_run(State.PENDING, run.requeued(attempts=max(run.attempts - 1, 0)))
         self.writer.write(job, State.PENDING)
         return True
 
-    def _enter_processing(self, job: str, held: frozenset[str]) -> bool:
-        if job not in held and not self._is_completed(job):
+    def _enter_processing(self, job: str) -> bool:
+        if job not in self._held and not self._is_completed(job):
             self.queue.move(job, State.PROCESSING, State.PENDING)
             return False
         return True
@@ -164,7 +173,7 @@ class Keeper:
             outcome = {"outcome": Outcome.FAILED, "message": problem["message"], "error": problem, "finished_at": now()}
         atomic.write_json(folder / OUTCOME_FILE, outcome)
         self.writer.write(job, state)
-        atomic.remove_tree(self.work_dir / job)
+        self.discard_scratch(job)
         _log.info("job_cancelled", job=job)
         return True
 

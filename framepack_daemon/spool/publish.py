@@ -7,6 +7,7 @@ again), the video as a hidden copy that is verified and renamed without replacin
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,11 @@ class Publisher:
         run = self.queue.run(State.PROCESSING, job)
         if outcome is None or run is None:
             raise FileNotFoundError(f"{job} has no outcome in {folder.parent}")
+        started = time.monotonic()
         name = self._publish_video(run, outcome["video"]["sha256"])
         if outcome["video"].get("file") != name:
             outcome["video"]["file"] = name
+            outcome["timings"]["publish"] = time.monotonic() - started
             atomic.write_json(folder / OUTCOME_FILE, outcome)
         poster = self.work_dir / job / POSTER_NAME
         if poster.exists():

@@ -49,12 +49,10 @@ def read(face: Face, rows: int) -> dict[str, Any]:
 def one(queue: Queue, outputs: Path, state: State, job: str) -> dict[str, Any]:
     """A job's status file (design: the status file), its state taken from the folder it stands in."""
     body = status.read(outputs, job)
-    if body is None:
+    if body is None or body.get("state") != state:
+        # The file is away, or lags behind the folder for a moment: the job's own records say what there is to say.
         run = queue.run(state, job)
         body = status.compose(queue, run, state) if run else {"message": "has no readable record"}
-    if body.get("state") != state:
-        # The file lags behind the folder for a moment: what it says of progress belongs to the old state.
-        body |= {"message": "", "progress": None}
     return body | {"job": job, "state": str(state)}
 
 

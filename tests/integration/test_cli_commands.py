@@ -27,8 +27,10 @@ from framepack_daemon.settings import Settings, load
 from framepack_daemon.spool import status
 from framepack_daemon.spool.queue import Queue
 
-COMMANDS = ("run", "demo", "doctor", "models", "submit", "status", "cancel", "interrupt", "retry", "remove", "pause")
-COMMANDS += ("resume", "prune", "check", "schema")
+COMMANDS = (
+    *("run", "demo", "doctor", "models", "submit", "status", "cancel", "interrupt", "retry", "remove"),
+    *("pause", "resume", "prune", "check", "schema"),
+)
 PATIENCE_SECONDS = 30.0
 
 pytestmark = pytest.mark.timeout(60)
@@ -288,7 +290,7 @@ def test_the_folder_is_the_state_where_the_status_file_lags(place: Place) -> Non
     job = place.submit()
     place.queue.move(job, State.PENDING, State.PROCESSING)
     row = place.overview()["processing"][0]
-    assert (row["job"], row["state"]) == (job, "processing")
+    assert (row["job"], row["state"], row["message"]) == (job, "processing", "is being rendered")
     status.path(place.outputs, job).unlink()
     assert place.overview()["processing"][0]["source"]["image"] == "pic.png"
 

@@ -19,7 +19,7 @@ from types import FrameType
 import structlog
 
 from framepack_daemon import atomic
-from framepack_daemon.errors import EXIT_DONE, FramepackError
+from framepack_daemon.errors import EXIT_DONE
 from framepack_daemon.job import State
 from framepack_daemon.lifecycle import Lifecycle
 from framepack_daemon.settings import Settings
@@ -118,6 +118,7 @@ class Daemon:
                 if worker.phase is Phase.IDLE:
                     self._lifecycle.start_next(worker, self._workers)
             self._lifecycle.publish_waiting()
+            self._lifecycle.write_progress()
             if time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + BEAT_SECONDS
                 for lock in locks:
@@ -187,9 +188,5 @@ class Daemon:
 
 
 def run(settings: Settings) -> int:
-    """The daemon in the foreground; the exit code."""
-    try:
-        return Daemon(settings).run()
-    except FramepackError as error:
-        _log.error("daemon_not_started", code=error.code, reason=error.message, hint=error.hint)
-        raise
+    """The daemon in the foreground; the exit code. Raises `QueueHeldError` when another one serves these folders."""
+    return Daemon(settings).run()

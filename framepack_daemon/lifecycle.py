@@ -178,10 +178,15 @@ class Lifecycle:
             if run is not None and run.attempts:
                 # It makes headway: what fails from here on counts anew.
                 self.queue.save_run(State.PROCESSING, replace(run, attempts=0))
-        if running.follow(message):
-            self.writer.write(running.job, State.PROCESSING, **running.status())
+        running.follow(message)
         if event == "started" and message.get("note"):
             _log.warning("job_not_resumed", job=running.job, reason=message["note"])
+
+    def write_progress(self) -> None:
+        """Bring the status files of the running jobs up to date."""
+        for running in self._running.values():
+            if running.is_due():
+                self.writer.write(running.job, State.PROCESSING, **running.status())
 
     def _record(self, message: Message) -> None:
         job = message["job"]

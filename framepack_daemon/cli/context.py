@@ -53,8 +53,8 @@ class Face:
     @cached_property
     def spool(self) -> Triple:
         """Settings, queue and outputs; warnings of the spool go to standard error from here on."""
-        from framepack_daemon import logs  # noqa: PLC0415 the face starts without the spool
-        from framepack_daemon.spool.queue import Queue  # noqa: PLC0415
+        from framepack_daemon import logs
+        from framepack_daemon.spool.queue import Queue
 
         logs.configure("console", "warning")
         return Triple(self.settings, Queue(self.settings.queue_dir), self.settings.outputs)
@@ -84,7 +84,7 @@ def report(error: FramepackError) -> None:
 
 def console(*, stderr: bool = False) -> Console:
     """A console that shows texts as they are, without reading markup or emoji codes in them."""
-    from rich.console import Console  # noqa: PLC0415 most commands print plain lines
+    from rich.console import Console
 
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 

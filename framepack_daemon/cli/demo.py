@@ -56,7 +56,7 @@ def demo(
     Makes or fetches the model if it is missing, starts a daemon unless one runs, drops the sample pair into the inbox,
     waits for the video, and prints its path.
     """
-    from framepack_daemon.cli import waiting  # noqa: PLC0415
+    from framepack_daemon.cli import waiting
 
     asked = face(ctx)
     if model is not None:
@@ -75,7 +75,7 @@ def demo(
 
 
 def _ready_model(settings: Settings) -> None:
-    from framepack_daemon import weights  # noqa: PLC0415
+    from framepack_daemon import weights
 
     if weights.present(settings.model, settings.models_dir):
         return
@@ -170,7 +170,7 @@ def _stems() -> Iterator[str]:
 
 def _follow(asked: Face, seed: int, alive: Callable[[], None]) -> dict[str, Any]:
     """Wait for the job with our seed, then for its end; its status."""
-    from framepack_daemon.cli import waiting  # noqa: PLC0415
+    from framepack_daemon.cli import waiting
 
     settings, queue, outputs = asked.spool
     found: list[str] = []
@@ -191,7 +191,7 @@ def _follow(asked: Face, seed: int, alive: Callable[[], None]) -> dict[str, Any]
 
 
 def _seed(folder: Path) -> int | None:
-    from framepack_daemon import atomic  # noqa: PLC0415
+    from framepack_daemon import atomic
 
     return (atomic.read_json(folder / REQUEST_FILE) or {}).get("seed") if folder.name.startswith(SAMPLE) else None
 

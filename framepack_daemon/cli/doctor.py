@@ -126,7 +126,7 @@ def _memory(settings: Settings, gpus: list[machine.Gpu]) -> Finding:
 
 
 def _model(settings: Settings) -> Finding:
-    from framepack_daemon import weights  # noqa: PLC0415
+    from framepack_daemon import weights
 
     here = [name for name in weights.MODEL_NAMES if weights.present(name, settings.models_dir)]
     listed = f"{settings.model} ({', '.join(here) or 'none'} in {settings.models_dir})"
@@ -139,9 +139,9 @@ def _model(settings: Settings) -> Finding:
 
 def _encoding() -> Finding:
     """Encode one frame, decode it, and say with what."""
-    import numpy as np  # noqa: PLC0415 slow, and only this check needs them
+    import numpy as np
 
-    from framepack_daemon.media import video  # noqa: PLC0415
+    from framepack_daemon.media import video
 
     with tempfile.TemporaryDirectory(prefix="framepack-doctor-") as folder:
         path = Path(folder, "frame.mp4")
@@ -158,7 +158,7 @@ def _encoding() -> Finding:
 
 def _folder(name: str, folder: Path) -> Finding:
     """Whether a folder, or the one in which it will be made, can be written and has room."""
-    from framepack_daemon.spool import watch  # noqa: PLC0415
+    from framepack_daemon.spool import watch
 
     there = _nearest(folder)
     words = f"{folder}, {wording.size(shutil.disk_usage(there).free)} free, {watch.file_system(there) or 'unknown'}"
@@ -200,7 +200,7 @@ def _rename(settings: Settings) -> Finding:
 
 
 def _notices(inbox: Path) -> Finding:
-    from framepack_daemon.spool import watch  # noqa: PLC0415
+    from framepack_daemon.spool import watch
 
     there = _nearest(inbox)
     if watch.is_remote(there):
@@ -223,7 +223,7 @@ def _notices(inbox: Path) -> Finding:
 
 def _is_noticed(folder: Path) -> bool:
     """Make a file in a hidden folder of `folder` and wait for the daemon's own bell to ring."""
-    from framepack_daemon.spool import watch  # noqa: PLC0415
+    from framepack_daemon.spool import watch
 
     rung = threading.Event()
     with tempfile.TemporaryDirectory(prefix=PROBE, dir=folder) as probe:
@@ -237,8 +237,8 @@ def _is_noticed(folder: Path) -> bool:
 
 
 def _show(findings: list[Finding]) -> None:
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)

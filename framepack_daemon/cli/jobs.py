@@ -19,7 +19,7 @@ Jobs = Annotated[
 
 def cancel(ctx: typer.Context, jobs: Jobs) -> None:
     """Cancel jobs that wait or run; they end in failed/."""
-    from framepack_daemon.spool import moves  # noqa: PLC0415
+    from framepack_daemon.spool import moves
 
     _, queue, _ = face(ctx).spool
     _each(jobs, lambda job: moves.cancel(queue, moves.resolve(queue, job)))
@@ -27,7 +27,7 @@ def cancel(ctx: typer.Context, jobs: Jobs) -> None:
 
 def interrupt(ctx: typer.Context, jobs: Jobs) -> None:
     """Put running jobs back into the queue; what they have rendered is kept."""
-    from framepack_daemon.spool import moves  # noqa: PLC0415
+    from framepack_daemon.spool import moves
 
     _, queue, _ = face(ctx).spool
     _each(jobs, lambda job: moves.interrupt(queue, moves.resolve(queue, job)))
@@ -39,8 +39,8 @@ def retry(
     new_seed: Annotated[bool, typer.Option("--new-seed", help="Make a new job of it, with another seed.")] = False,
 ) -> None:
     """Run finished jobs again, from the beginning."""
-    from framepack_daemon.spool import moves  # noqa: PLC0415
-    from framepack_daemon.spool.submit import retake  # noqa: PLC0415
+    from framepack_daemon.spool import moves
+    from framepack_daemon.spool.submit import retake
 
     settings, queue, outputs = face(ctx).spool
 
@@ -55,7 +55,7 @@ def retry(
 
 def remove(ctx: typer.Context, jobs: Jobs) -> None:
     """Remove jobs from the queue; their videos stay."""
-    from framepack_daemon.spool import moves  # noqa: PLC0415
+    from framepack_daemon.spool import moves
 
     _, queue, _ = face(ctx).spool
     _each(jobs, lambda job: moves.remove(queue, moves.resolve(queue, job)))
@@ -63,14 +63,14 @@ def remove(ctx: typer.Context, jobs: Jobs) -> None:
 
 def pause(ctx: typer.Context) -> None:
     """Start no further job until resume."""
-    from framepack_daemon.spool import moves  # noqa: PLC0415
+    from framepack_daemon.spool import moves
 
     say(moves.pause(face(ctx).spool.queue))
 
 
 def resume(ctx: typer.Context) -> None:
     """Start jobs again after pause."""
-    from framepack_daemon.spool import moves  # noqa: PLC0415
+    from framepack_daemon.spool import moves
 
     say(moves.resume(face(ctx).spool.queue))
 
@@ -90,7 +90,7 @@ def prune(
     ] = False,
 ) -> None:
     """Remove old finished jobs from the queue; their videos stay."""
-    from framepack_daemon.spool import moves  # noqa: PLC0415
+    from framepack_daemon.spool import moves
 
     if keep is None and older_than is None:
         raise FramepackError("prune needs to know which jobs", hint="say --keep 100, or --older-than 30d, or both")

@@ -60,7 +60,7 @@ def memory() -> tuple[int, int]:
 
 def version(library: str) -> str | None:
     """The installed version of a library; None when it is not installed."""
-    from importlib import metadata  # noqa: PLC0415 slow, and few commands need it
+    from importlib import metadata
 
     try:
         return metadata.version(library)

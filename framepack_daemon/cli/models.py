@@ -29,7 +29,7 @@ def pull(ctx: typer.Context, names: Names = None) -> None:
 
     What is there already is kept; a fetch that was cut off goes on where it stopped.
     """
-    from framepack_daemon import weights  # noqa: PLC0415
+    from framepack_daemon import weights
 
     settings = face(ctx).settings
     for name in names or [settings.model]:
@@ -45,10 +45,10 @@ def pull(ctx: typer.Context, names: Names = None) -> None:
 @app.command("list")
 def list_models(ctx: typer.Context) -> None:
     """Show the models and which of them are here."""
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.table import Table
+    from rich.text import Text
 
-    from framepack_daemon import weights  # noqa: PLC0415
+    from framepack_daemon import weights
 
     settings = face(ctx).settings
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
@@ -64,7 +64,7 @@ def list_models(ctx: typer.Context) -> None:
 @app.command()
 def check(ctx: typer.Context, names: Names = None) -> None:
     """Check that every file of models is there and whole; exit code 2 if not."""
-    from framepack_daemon import weights  # noqa: PLC0415
+    from framepack_daemon import weights
 
     settings = face(ctx).settings
     code = EXIT_DONE

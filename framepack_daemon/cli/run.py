@@ -12,7 +12,7 @@ def run(ctx: typer.Context) -> None:
     standard error: for people on a terminal, as JSON lines otherwise. Ctrl-C or SIGTERM finishes the current step,
     keeps what is rendered so far, and stops; a second one stops at once.
     """
-    from framepack_daemon import daemon, logs  # noqa: PLC0415 other commands start without them
+    from framepack_daemon import daemon, logs
 
     settings = face(ctx).settings
     logs.configure(settings.log_format, settings.log_level)

@@ -41,7 +41,7 @@ def check(
 
 
 def _request(file: Path) -> Request:
-    from framepack_daemon.spool import names  # noqa: PLC0415
+    from framepack_daemon.spool import names
 
     fields = _fields(file)
     if names.is_defaults(file.name):
@@ -52,7 +52,7 @@ def _request(file: Path) -> Request:
 
 def _fields(file: Path) -> dict[str, Any]:
     """The fields that a file gives: a JSON object's, or the prompt that a .txt is."""
-    from framepack_daemon.spool.add import sidecar_fields  # noqa: PLC0415
+    from framepack_daemon.spool.add import sidecar_fields
 
     if not file.is_file():
         raise RequestError("is no plain file" if file.exists() else "is not there", hint="name a sidecar")

@@ -37,15 +37,15 @@ def status(
 
 
 def _queue_look(asked: Face, rows: int) -> Callable[[], dict[str, Any]]:
-    from framepack_daemon.cli import overview  # noqa: PLC0415
+    from framepack_daemon.cli import overview
 
     return lambda: overview.read(asked, rows)
 
 
 def _job_look(asked: Face, text: str) -> Callable[[], dict[str, Any]]:
-    from framepack_daemon.cli.overview import one  # noqa: PLC0415
-    from framepack_daemon.errors import UnknownJobError  # noqa: PLC0415
-    from framepack_daemon.spool import moves  # noqa: PLC0415
+    from framepack_daemon.cli.overview import one
+    from framepack_daemon.errors import UnknownJobError
+    from framepack_daemon.spool import moves
 
     _, queue, outputs = asked.spool
     job = moves.resolve(queue, text)
@@ -60,7 +60,7 @@ def _job_look(asked: Face, text: str) -> Callable[[], dict[str, Any]]:
 
 
 def _render(found: dict[str, Any]) -> Any:
-    from framepack_daemon.cli import table  # noqa: PLC0415
+    from framepack_daemon.cli import table
 
     return table.job(found) if "job" in found else table.queue(found)
 
@@ -85,7 +85,7 @@ def _watch(look: Callable[[], dict[str, Any]], *, as_json: bool) -> None:
 
 
 def _live(screen: Any, look: Callable[[], dict[str, Any]]) -> None:
-    from rich.live import Live  # noqa: PLC0415
+    from rich.live import Live
 
     with Live(_render(look()), console=screen, auto_refresh=False, vertical_overflow="crop") as live:
         while True:

@@ -47,7 +47,7 @@ def submit(  # noqa: PLR0917 typer's options are parameters
 
     Fields and their ranges: framepack-daemon schema
     """
-    from framepack_daemon.spool.submit import submit as enter  # noqa: PLC0415
+    from framepack_daemon.spool.submit import submit as enter
 
     settings, queue, outputs = face(ctx).spool
     over = dict(map(assignment, fields or []))
@@ -65,7 +65,7 @@ def submit(  # noqa: PLR0917 typer's options are parameters
 
 
 def _wait(ctx: typer.Context, jobs: list[str]) -> None:
-    from framepack_daemon.cli import waiting  # noqa: PLC0415
+    from framepack_daemon.cli import waiting
 
     _, queue, outputs = face(ctx).spool
     try:
@@ -91,7 +91,7 @@ def assignment(text: str) -> tuple[str, Any]:
 
 def compose(over: dict[str, Any], sidecar: Path | None, image: Path, last_image: Path | None) -> dict[str, Any]:
     """The sidecar of a job: `over` laid over the fields of a file, checked, its seed drawn."""
-    from framepack_daemon.spool.add import sidecar_fields  # noqa: PLC0415
+    from framepack_daemon.spool.add import sidecar_fields
 
     under = sidecar_fields(sidecar.name, sidecar.read_bytes()) if sidecar else {}
     if last_image is not None:

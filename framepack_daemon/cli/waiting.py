@@ -71,7 +71,7 @@ class Bars:
     """A bar for each job."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn  # noqa: PLC0415 as others do
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(

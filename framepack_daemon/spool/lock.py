@@ -18,6 +18,7 @@ from framepack_daemon.errors import QueueHeldError
 
 BEAT_SECONDS = 10.0
 _PATIENCE_SECONDS = 1.5 * BEAT_SECONDS
+_GLANCE_SECONDS = 0.5
 
 
 class FolderLock:
@@ -30,7 +31,7 @@ class FolderLock:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, atomic.FILE_MODE)
         self._count = 0
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock()
             self._await_other_host(what)
         except BlockingIOError as error:
             holder = self._read()
@@ -43,6 +44,19 @@ class FolderLock:
             os.close(self._descriptor)
             raise
         self.beat()
+
+    def _lock(self) -> None:
+        """Take the lock; a command that looks whether a daemon runs holds it for an instant only."""
+        until = time.monotonic() + _GLANCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_GLANCE_SECONDS / 10)
+            else:
+                return
 
     def beat(self) -> None:
         """Show that the holder lives."""

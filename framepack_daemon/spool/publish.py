@@ -65,7 +65,7 @@ class Publisher:
         name = self._publish_video(run, outcome["video"]["sha256"])
         if outcome["video"].get("file") != name:
             outcome["video"]["file"] = name
-            outcome["timings"]["publish"] = time.monotonic() - started
+            outcome.setdefault("timings", {})["publish"] = time.monotonic() - started
             atomic.write_json(folder / OUTCOME_FILE, outcome)
         poster = self.work_dir / job / POSTER_NAME
         if poster.exists():

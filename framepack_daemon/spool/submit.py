@@ -63,6 +63,7 @@ def _written_sidecar(stem: str, fields: dict[str, Any]) -> Part:
 
 def _enter_copies(queue: Queue, outputs: Path, drop: Drop, model: str) -> list[str]:
     queue.make()
+    atomic.make_folder(outputs)
     added = Door(queue, StatusWriter(queue, outputs), model).add(drop)
     if added.refusal is not None:
         raise added.refusal

@@ -1,0 +1,159 @@
+"""A real daemon on real folders, for tests: started as a process, driven by files, moves and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from framepack_daemon.job import State
+from framepack_daemon.spool.queue import Queue
+
+PATIENCE_SECONDS = 90.0
+QUICK = {"prompt": "waves", "width": 64, "height": 64, "frames": 20, "num_inference_steps": 1, "seed": 7}
+
+
+class Lab:
+    """One daemon's folders, and the daemon in them."""
+
+    def __init__(self, root: Path, models_dir: Path, picture: Path) -> None:
+        self.root = root
+        self.inbox, self.outputs, self.work = root / "inbox", root / "outputs", root / "work"
+        self.queue = Queue(root / "queue")
+        self.picture = picture
+        self.process: subprocess.Popen[bytes] | None = None
+        self.settings = {
+            "inbox": self.inbox,
+            "work_dir": self.work,
+            "models_dir": models_dir,
+            "outputs": self.outputs,
+            "settle_seconds": 0.2,
+            "threads": 2,
+            "device": "cpu",
+            "log_format": "json",
+        }
+        self.inbox.mkdir(parents=True)
+
+    def environment(self, **settings: Any) -> dict[str, str]:
+        """The environment in which a command meets these folders."""
+        known = {**self.settings, **settings}
+        return {**os.environ, **{f"FRAMEPACK_{name.upper()}": str(value) for name, value in known.items()}}
+
+    def start(self, **settings: Any) -> None:
+        """Start the daemon and wait until it holds the queue."""
+        log = (self.root / "daemon.log").open("ab")
+        with log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "framepack_daemon", "run"], env=self.environment(**settings), stderr=log
+            )
+        self.until(lambda: self.events("daemon_started", self.process.pid), "the daemon to start")
+
+    def command(self, *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+        """Run one command of the command line."""
+        return subprocess.run(
+            [sys.executable, "-m", "framepack_daemon", *words],
+            env=self.environment(**settings),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+
+    def drop(self, stem: str = "beach", folder: Path | None = None, **fields: Any) -> None:
+        """Copy a pair into the inbox, as `cp` does."""
+        folder = folder or self.inbox
+        shutil.copyfile(self.picture, folder / f"{stem}.png")
+        (folder / f"{stem}.json").write_text(json.dumps(QUICK | fields))
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end; the exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait for a condition; what it gave."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end:
+            value = condition()
+            if value:
+                return value
+            time.sleep(0.02)
+        log = (self.root / "daemon.log").read_text()[-4000:]
+        raise AssertionError(f"waited {PATIENCE_SECONDS} s in vain for {what}\n{log}")
+
+    def ended(self, stem: str, state: State = State.DONE) -> str:
+        """Wait until a job of that stem stands in `state`; its id."""
+        return self.until(lambda: self.jobs(state, stem), f"{stem} in {state}")[0]
+
+    def jobs(self, state: State, stem: str = "") -> list[str]:
+        """Ids of the jobs in a state whose name begins so."""
+        return sorted(job for job in self.queue.names(state) if job.startswith(stem))
+
+    def status(self, job: str) -> dict[str, Any]:
+        """The job's status file."""
+        return json.loads((self.outputs / f"{job}.status.json").read_text())
+
+    def reaches(self, job: str, section: int, step: int = 0) -> None:
+        """Wait until the running job is that far."""
+
+        def there() -> bool:
+            progress = self.status(job).get("progress") or {}
+            return (progress.get("section", 0), progress.get("step", 0)) >= (section, step)
+
+        self.until(there, f"{job} in section {section}")
+
+    def events(self, name: str, pid: int | None = None) -> list[dict[str, Any]]:
+        """What was logged under a name, by every daemon of this lab (or the newest, by its process id)."""
+        lines = (self.root / "daemon.log").read_text().splitlines()
+        found = [json.loads(line) for line in lines if line.startswith("{")]
+        if pid is not None:
+            starts = [place for place, event in enumerate(found) if event["event"] == "worker_started"]
+            running = [place for place in starts if _parent(found[place]["pid"]) == pid]
+            found = found[running[0] :] if running else []
+        return [event for event in found if event["event"] == name]
+
+    def worker_pid(self) -> int:
+        """Process id of the newest worker."""
+        return int(self.events("worker_started")[-1]["pid"])
+
+    def frames(self, job: str) -> np.ndarray:
+        """Every frame of the published video: uint8 (T, H, W, 3)."""
+        with av.open(str(self.outputs / f"{job}.mp4")) as container:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
+
+
+@pytest.fixture
+def lab(tmp_path: Path, models_dir: Path, picture: Path) -> Iterator[Lab]:
+    """Folders for a daemon; whatever daemon was started in them is ended."""
+    laboratory = Lab(tmp_path / "lab", models_dir, picture)
+    yield laboratory
+    if laboratory.process is not None and laboratory.process.poll() is None:
+        laboratory.process.kill()
+        laboratory.process.wait()
+
+
+@pytest.fixture
+def running(lab: Lab) -> Lab:
+    """A daemon that runs."""
+    lab.start()
+    return lab

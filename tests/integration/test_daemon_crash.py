@@ -1,0 +1,161 @@
+"""Kills and stops of a real daemon and its worker: what was rendered stays, nothing is rendered twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from framepack_daemon.job import State
+
+THREE_SECTIONS = {"frames": 100, "num_inference_steps": 4}
+MAX_OPERATIONS = 60  # of publishing; the walk ends where there are no more
+
+
+def _render_undisturbed(lab, **fields):
+    """The frames of the same request under another name, which no one disturbs."""
+    lab.drop("undisturbed", **fields)
+    return lab.frames(lab.ended("undisturbed"))
+
+
+@pytest.mark.parametrize("sampling", ["inverted_anti_drifting", "vanilla"])
+@pytest.mark.parametrize("victim", ["daemon", "worker"])
+def test_a_kill_in_section_2_of_3_costs_no_more_than_that_section(lab, victim: str, sampling: str) -> None:
+    fields = THREE_SECTIONS | {"sampling": sampling}
+    lab.start()
+    lab.drop(**fields)
+    job = lab.ended("beach", State.PROCESSING)
+    lab.reaches(job, 2, 1)
+    worker = lab.worker_pid()
+
+    os.kill(lab.process.pid if victim == "daemon" else worker, signal.SIGKILL)
+    if victim == "daemon":
+        lab.process.wait()
+        lab.until(lambda: not Path(f"/proc/{worker}").exists(), "the worker to die with its daemon")
+        assert lab.jobs(State.PROCESSING) == [job]
+        lab.start()
+    lab.until(lambda: len(lab.events("job_claimed")) == 2, "the second claim")
+    resumed = lab.until(lambda: (lab.status(job)["progress"] or {}).get("section"), "progress")
+    assert resumed >= 2
+
+    lab.ended("beach")
+    assert (lab.frames(job) == _render_undisturbed(lab, **fields)).all()
+
+
+def test_sigterm_stops_cleanly_and_charges_nothing(lab) -> None:
+    lab.start()
+    lab.drop(**THREE_SECTIONS)
+    job = lab.ended("beach", State.PROCESSING)
+    lab.reaches(job, 2, 2)
+    assert lab.stop() == 0
+    assert lab.jobs(State.PENDING) == [job]
+    assert lab.queue.run(State.PENDING, job).attempts == 0
+    assert lab.status(job)["state"] == "pending"
+
+    lab.start()
+    lab.until(lambda: len(lab.events("job_claimed")) == 2, "the second claim")
+    progress = lab.until(lambda: lab.status(job)["progress"], "progress")
+    assert (progress["section"], progress["step"]) >= (2, 2)
+    lab.ended("beach")
+    assert (lab.frames(job) == _render_undisturbed(lab, **THREE_SECTIONS)).all()
+
+
+def test_a_second_signal_stops_at_once(lab) -> None:
+    lab.start()
+    lab.drop(frames=37, num_inference_steps=1, width=512, height=512)
+    job = lab.ended("beach", State.PROCESSING)
+    lab.process.send_signal(signal.SIGTERM)
+    lab.until(lambda: lab.events("job_stopping"), "the stop")
+    worker = lab.worker_pid()
+    lab.stop()
+    lab.until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
+    assert job in lab.jobs(State.PENDING) + lab.jobs(State.DONE)
+
+
+def test_a_kill_at_each_step_of_publishing_renders_nothing_twice(lab) -> None:
+    lab.start()
+    lab.drop(frames=5)
+    job = lab.ended("beach")
+    first = lab.frames(job)
+    lab.stop()
+    template = lab.root.with_name("template")
+    _unpublish(lab, job)
+    (lab.root / "daemon.log").unlink()
+    shutil.copytree(lab.root, template)
+
+    for operation in range(MAX_OPERATIONS):
+        shutil.rmtree(lab.root)
+        shutil.copytree(template, lab.root)
+        script = Path(__file__).with_name("dying_daemon.py")
+        with (lab.root / "daemon.log").open("ab") as log:
+            lab.process = subprocess.Popen(
+                [sys.executable, str(script), str(operation)], env=lab.environment(), stderr=log
+            )
+        lab.until(lambda: lab.process.poll() is not None or lab.events("job_done"), "the kill, or the end")
+        finished = lab.process.poll() is None
+        if not finished:
+            assert lab.process.returncode == -signal.SIGKILL
+            lab.start()
+        lab.ended("beach")
+        assert lab.stop() == 0
+        assert (lab.frames(job) == first).all()
+        assert [path.name for path in lab.outputs.glob("*.mp4")] == [f"{job}.mp4"]
+        assert not [path for path in lab.outputs.iterdir() if path.name.startswith(".")]
+        assert not lab.events("job_claimed"), "it was rendered again"
+        if finished:
+            break
+    assert operation > 8
+    assert finished
+
+
+def _unpublish(lab, job: str) -> None:
+    """Bring a done job back to the moment after its outcome was written: the video in scratch only."""
+    scratch = lab.work / job
+    scratch.mkdir(parents=True)
+    (lab.outputs / f"{job}.mp4").rename(scratch / "video.mp4")
+    (lab.outputs / f"{job}.poster.jpg").rename(scratch / "poster.jpg")
+    lab.queue.move(job, State.DONE, State.PROCESSING)
+
+
+def test_a_job_that_kills_its_worker_every_time_fails_and_the_others_run(lab) -> None:
+    lab.start(max_attempts=2)
+    lab.drop("deadly", frames=400, num_inference_steps=50)
+    job = lab.ended("deadly", State.PROCESSING)
+    for attempt in (1, 2):
+        lab.until(lambda: len(lab.events("job_claimed")) == attempt, f"attempt {attempt}")  # noqa: B023
+        lab.reaches(job, 1, 1)
+        os.kill(lab.worker_pid(), signal.SIGSEGV)
+        lab.until(lambda: len(lab.events("job_attempt_failed")) == attempt, "the death")  # noqa: B023
+    lab.ended("deadly", State.FAILED)
+    status = lab.status(job)
+    assert status["error"]["code"] == "worker_died"
+    assert "Segmentation fault" in (lab.queue.path(State.FAILED, job) / "outcome.json").read_text()
+    lab.drop("good")
+    lab.ended("good")
+
+
+def test_a_worker_that_hangs_is_killed_and_its_job_is_tried_again(lab) -> None:
+    lab.start(step_timeout_seconds=4)
+    lab.drop(**THREE_SECTIONS)
+    job = lab.ended("beach", State.PROCESSING)
+    lab.reaches(job, 1, 1)
+    os.kill(lab.worker_pid(), signal.SIGSTOP)
+    lab.until(lambda: lab.events("job_attempt_failed"), "the kill")
+    assert "said nothing" in lab.events("job_attempt_failed")[0]["reason"]
+    lab.ended("beach")
+
+
+def test_missing_weights_leave_the_job_waiting_with_the_command_that_mends_it(lab) -> None:
+    lab.start()
+    lab.drop("real", model="framepack-i2v")
+    job = lab.ended("real", State.PENDING)
+    lab.until(lambda: "models pull framepack-i2v" in lab.status(job)["message"], "the reason")
+    lab.drop("tiny")
+    lab.ended("tiny")
+    assert lab.jobs(State.PENDING) == [job]
+    assert lab.queue.run(State.PENDING, job).attempts == 0

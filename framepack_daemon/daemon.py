@@ -36,7 +36,6 @@ from framepack_daemon.spool.watch import Bell
 from framepack_daemon.workers.pool import Limits, Phase, Worker, devices
 
 TICK_SECONDS = 1.0  # the longest time between two looks at the folders, should an event be lost
-CLOSE_SECONDS = 10.0  # for a worker that has no job to end by itself
 
 _log = structlog.get_logger(__name__)
 
@@ -153,7 +152,7 @@ class Daemon:
                     worker.kill()
             self._hear()
         for worker in self._workers:
-            worker.close(0 if self._signals > 1 else CLOSE_SECONDS)
+            worker.close()
         self._lifecycle.publish_waiting()
 
     @contextmanager

@@ -19,7 +19,7 @@ THREADS = 2  # of torch, in every process whose frames are compared
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of model files with the tiny model in it."""
-    from framepack_daemon.engine import tiny  # noqa: PLC0415 - most tests need no torch
+    from framepack_daemon.engine import tiny
 
     folder = tmp_path_factory.mktemp("models")
     tiny.build(folder / "tiny")
@@ -29,9 +29,9 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(models_dir: Path) -> Models:
     """The tiny model, loaded on the CPU."""
-    import torch  # noqa: PLC0415 - most tests need no torch
+    import torch
 
-    from framepack_daemon.engine import models  # noqa: PLC0415
+    from framepack_daemon.engine import models
 
     torch.set_num_threads(THREADS)
     return models.load("tiny", models_dir)

@@ -162,16 +162,13 @@ class Worker:
         if self._process is not None:
             self._process.kill()
 
-    def close(self, timeout: float) -> None:
-        """Hang up; an idle child ends by itself, one that does not within `timeout` seconds is killed."""
+    def close(self) -> None:
+        """End a child that has no job in hand: there is nothing that it would have to bring to an end."""
         if self._channel is None or self._process is None:
             return
+        self._process.kill()
+        self._process.wait()
         self._channel.close()
-        try:
-            self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
         self._process = self._channel = None
         self.phase = Phase.DOWN
 

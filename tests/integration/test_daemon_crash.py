@@ -124,7 +124,7 @@ def _unpublish(lab, job: str) -> None:
 
 def test_a_job_that_kills_its_worker_every_time_fails_and_the_others_run(lab) -> None:
     lab.start(max_attempts=2)
-    lab.drop("deadly", frames=400, num_inference_steps=50)
+    lab.drop("deadly", frames=37, num_inference_steps=100, width=256, height=256)
     job = lab.ended("deadly", State.PROCESSING)
     for attempt in (1, 2):
         lab.until(lambda: len(lab.events("job_claimed")) == attempt, f"attempt {attempt}")  # noqa: B023

@@ -12,7 +12,7 @@ import difflib
 import json
 import math
 import secrets
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -24,7 +24,7 @@ FRAMES_PER_SECTION = LATENT_WINDOW * 4  # 36: the VAE makes four frames of each 
 MAX_SECONDS = 120.0
 MAX_FRAMES = 3601  # 36 * 100 sections + 1
 MAX_SIDECAR_BYTES = 1 << 20
-MAX_DIGITS = 300  # of one number in a sidecar; Python itself refuses to convert more than 4300
+MAX_DIGITS = 300  # of a number in a sidecar that are read; Python itself refuses to convert more than 4300
 MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**31  # drawn seeds stay below, so that every tool and language can hold them
 
@@ -54,7 +54,7 @@ ALIASES = {
 ALIASED_VALUES: dict[str, dict[Any, Any]] = {
     "sampling_mode": {"reverse": "inverted_anti_drifting", "forward": "vanilla"},
     "transformer_model": {"base": "framepack-i2v", "f1": "framepack-f1"},
-    "use_teacache": {False: "none", True: "teacache"},
+    "use_teacache": {False: "none"},
 }
 # Fields of the design that this version does not act on: an honest refusal beats a setting without effect.
 NOT_YET = {
@@ -161,7 +161,9 @@ class Request(BaseModel):
         if self.width is not None and self.resolution is not None:
             raise ValueError("resolution: is given beside width and height; remove one of the two ways")
         if self.last_image is not None and self.sampling == "vanilla":
-            raise ValueError("last_image: needs sampling inverted_anti_drifting; vanilla cannot aim at an end frame")
+            raise ValueError(
+                "last_image: sampling vanilla cannot aim at an end frame; set sampling to inverted_anti_drifting"
+            )
         return self
 
     @property
@@ -195,8 +197,9 @@ def draw_seed() -> int:
 def parse_json(data: bytes, what: str = "sidecar") -> dict[str, Any]:
     """The JSON object in `data`.
 
-    Stricter than `json.loads`: duplicate keys, NaN, infinities, giant numbers, a byte order mark and anything but an
-    object at the top raise `RequestError`; a document that ends too early raises `RequestIncompleteError`.
+    Stricter than `json.loads`: duplicate keys, a byte order mark and anything but an object at the top raise
+    `RequestError`; a document that ends too early raises `RequestIncompleteError`. Numbers that are not finite pass, so
+    that `build` can name their field.
     """
     if len(data) > MAX_SIDECAR_BYTES:
         raise RequestError(f"{what}: is {len(data)} bytes long", hint=f"a {what} has at most {MAX_SIDECAR_BYTES} bytes")
@@ -205,15 +208,13 @@ def parse_json(data: bytes, what: str = "sidecar") -> dict[str, Any]:
         value = json.loads(
             text,
             object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-            parse_float=_finite_float,
-            parse_int=_short_int,
+            parse_int=_bounded_int,
         )
     except json.JSONDecodeError as error:
-        raise (RequestIncompleteError if _breaks_off(error) else RequestError)(
-            f"{what}: line {error.lineno}, column {error.colno}: {error.msg}",
-            hint="it is not valid JSON; mend that place",
-        ) from error
+        message = f"{what}: line {error.lineno}, column {error.colno}: {error.msg}"
+        if _breaks_off(error):
+            raise RequestIncompleteError(message, hint="the JSON ends too early; write or copy it whole") from error
+        raise RequestError(message, hint="it is not valid JSON; mend that place") from error
     except RecursionError as error:
         raise RequestError(f"{what}: is nested too deeply", hint="a sidecar is one flat object of fields") from error
     if not isinstance(value, dict):
@@ -250,21 +251,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(text: str) -> NoReturn:
-    raise RequestError(f"a value is {text}", hint="numbers are finite; write a plain number")
-
-
-def _finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise RequestError(f"the number {_shorten(text)} is too large", hint="numbers are finite; write a plain number")
-    return value
-
-
-def _short_int(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise RequestError(f"a number has {len(text)} digits", hint=f"a number has at most {MAX_DIGITS} digits")
-    return int(text)
+def _bounded_int(text: str) -> int:
+    """The number, or its first digits where it is far out of every range (Python refuses to convert giant ones)."""
+    return int(text[:MAX_DIGITS])
 
 
 def build(sidecar: dict[str, Any], defaults: dict[str, Any] | None = None) -> Request:
@@ -322,40 +311,56 @@ def _canonical(fields: dict[str, Any]) -> dict[str, Any]:
 def _explain(error: dict[str, Any]) -> tuple[str, str]:
     """One pydantic error as (message that begins with the field, hint)."""
     field = ".".join(str(part) for part in error["loc"][:1])
-    value = _shorten(json.dumps(error.get("input"), default=str))
-    limits = error.get("ctx", {})
+    context = error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
             return f"{field}: unknown field", _suggest(field)
         case "missing":
             return f"{field}: is missing", f'add {field}, for example "{field}": "The girl dances gracefully."'
-        case "greater_than_equal" | "less_than_equal" | "multiple_of":
-            return f"{field}: {value} is out of range", f"{field} is {_range(field)}"
-        case "literal_error":
-            return f"{field}: {value} is not a choice", f"{field} is one of {limits['expected']}"
         case "string_too_short":
             return f"{field}: is empty", f"write {field}, or remove the field"
         case "string_too_long":
-            return f"{field}: is too long", f"{field} has at most {limits['max_length']} characters"
+            return f"{field}: is too long", f"{field} has at most {context['max_length']} characters"
         case "string_unicode":
             return f"{field}: has half a character in it (a lone surrogate)", f"write the text of {field} again"
-        case "finite_number":
-            return f"{field}: is not a finite number", f"{field} is {_range(field)}"
         case "value_error":
-            problem, _, mend = str(limits["error"]).partition("; ")
+            problem, _, mend = str(context["error"]).partition("; ")
             return (f"{field}: {problem}" if field else problem), mend
-    return f"{field}: {value} is {_kind(error.get('input'))}", f"{field} is {_range(field)}"
+    return _explain_value(field, error["type"], error.get("input"))
+
+
+def _explain_value(field: str, kind: str, given: Any) -> tuple[str, str]:
+    """What is wrong with a value of the wrong kind or range, and what the field holds."""
+    value = _shorten(json.dumps(given, default=str))
+    hint = f"{field} is {_range(field)}"
+    match kind:
+        case "greater_than_equal" | "less_than_equal" | "multiple_of":
+            return f"{field}: {value} is out of range", hint
+        case "finite_number":
+            return f"{field}: {value} is not a finite number", hint
+        case "literal_error" if given is True:
+            return "use_teacache: caching is not part of this version", "set it to false, or remove the field"
+        case "literal_error":
+            return f"{field}: {value} is not a choice", hint
+    if field == "prompt" and isinstance(given, list):
+        return "prompt: a list of timed prompts is not part of this version", "write one text in quotes"
+    if given is None:
+        return f"{field}: is null", hint
+    found = "not a whole number" if isinstance(given, float) else _kind(given)
+    return f"{field}: {value} is {found}", hint
 
 
 def _range(field: str) -> str:
     """What a field may hold, in words."""
     schema = Request.model_json_schema()["properties"][field]
     schema = next((part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"), schema)
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
+    if "enum" in schema or "const" in schema:
+        return " or ".join(schema.get("enum", [schema.get("const")]))
     kind = {"integer": "a whole number", "number": "a number", "string": "text in quotes"}[schema.get("type", "string")]
+    if schema.get("maximum") == MAX_SEED:
+        return "-1 (draw one) or a whole number from 0"
     if "minimum" in schema:
-        kind += f" from {schema['minimum']:g} to {schema['maximum']:g}" if schema["maximum"] != MAX_SEED else " from -1"
+        kind += f" from {schema['minimum']:g} to {schema['maximum']:g}"
     if "multipleOf" in schema:
         kind += f", a multiple of {schema['multipleOf']}"
     return kind

@@ -53,7 +53,7 @@ def test_the_status_file_goes_through_the_states(lab) -> None:
     lab.start()
     lab.drop(frames=110, num_inference_steps=3)
     job = lab.ended("beach", State.PENDING)
-    lab.until(lambda: (lab.outputs / f"{job}.status.json").exists(), "the status file")
+    lab.until((lab.outputs / f"{job}.status.json").exists, "the status file")
     assert lab.status(job)["state"] == "pending"
 
     (lab.root / "queue" / "pause").unlink()

@@ -85,7 +85,7 @@ def test_removing_a_pending_job_cancels_it(lab, by_command: bool) -> None:
     lab.start()
     lab.drop()
     job = lab.ended("beach", State.PENDING)
-    lab.until(lambda: (lab.outputs / f"{job}.status.json").exists(), "the status")
+    lab.until((lab.outputs / f"{job}.status.json").exists, "the status")
     if by_command:
         assert lab.command("remove", job).returncode == 0
     else:

@@ -1,0 +1,82 @@
+"""The direction of imports, read from the source: who may know whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import framepack_daemon
+
+ROOT = Path(framepack_daemon.__file__).parent
+LEAVES = {"errors", "request", "job", "atomic", "printable"}
+# Each part, and the parts of the package that it may import.
+MAY_IMPORT = {
+    "errors": set(),
+    "printable": set(),
+    "job": set(),
+    "request": {"errors"},
+    "atomic": set(),
+    "progress": set(),
+    "settings": LEAVES,
+    "logs": LEAVES,
+    "weights": LEAVES,
+    "media": LEAVES,
+    "spool": LEAVES | {"media.image"},
+    "workers.channel": LEAVES,
+    "workers.pool": LEAVES | {"workers.channel"},
+    "workers.child": LEAVES | {"workers.channel", "engine"},
+    "engine": LEAVES | {"media", "weights"},
+    "lifecycle": LEAVES | {"spool", "workers.channel", "workers.pool", "progress"},
+    "daemon": LEAVES | {"spool", "workers.pool", "lifecycle", "settings"},
+    "cli": LEAVES | {"spool", "daemon", "settings", "logs", "weights", "media", "workers.pool", "__init__"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+TORCH = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "peft"}
+MAY_IMPORT_TORCH = {"engine", "workers.child"}
+
+
+def _module(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+def _part(module: str) -> str:
+    """The longest name in the table that the module belongs to."""
+    fits = [part for part in MAY_IMPORT if module == part or module.startswith(f"{part}.")]
+    return max(fits, key=len, default=module)
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_module)
+def test_imports_point_one_way(path: Path) -> None:
+    part = _part(_module(path))
+    if _module(path) in ("spool", "workers", "media", "engine"):
+        return
+    allowed = MAY_IMPORT[part] | {part}
+    for name in _imports(path):
+        if name.startswith("framepack_daemon."):
+            other = name.removeprefix("framepack_daemon.")
+            other = "__init__" if other == "__version__" else other
+            assert any(other == may or other.startswith(f"{may}.") for may in allowed), f"{part} must not know {other}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_module)
+def test_only_the_engine_and_its_process_import_torch(path: Path) -> None:
+    heavy = {name.split(".")[0] for name in _imports(path)} & TORCH
+    assert not heavy or _part(_module(path)) in MAY_IMPORT_TORCH

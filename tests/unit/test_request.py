@@ -1,0 +1,162 @@
+"""What a sidecar may say, and the forty ways of saying it wrong. Run as a script, it prints the messages."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from framepack_daemon.errors import RequestError, RequestIncompleteError
+from framepack_daemon.request import build, effective, parse_json
+
+MINIMAL = {"prompt": "waves"}
+
+
+def wrong(**fields: object) -> bytes:
+    """A sidecar with a good prompt and these fields."""
+    return json.dumps(MINIMAL | fields).encode()
+
+
+# (what stands in the file, a part of the message, a part of the hint)
+WRONG: list[tuple[bytes, str, str]] = [
+    (b"", "is empty", '{"prompt"'),
+    (b"   \n", "is empty", '{"prompt"'),
+    (b'{"prompt": "waves"', "line 1", "ends too early"),
+    (b'{"prompt": "waves', "Unterminated string", "ends too early"),
+    (b'{"prompt": "waves",}', "line 1, column 20", "mend that place"),
+    (b"{'prompt': 'waves'}", "double quotes", "mend that place"),
+    (b'\xef\xbb\xbf{"prompt": "waves"}', "byte order mark", "UTF-8 without"),
+    ('{"prompt": "waves"}'.encode("utf-16"), "UTF-16", "UTF-8 without"),
+    (b'{"prompt": "caf\xe9"}', "byte 15 is not UTF-8", "save it as UTF-8"),
+    (b'["waves"]', "holds a list at its top", "must be an object"),
+    (b'"waves"', "holds text at its top", "must be an object"),
+    (b"[" * 100_000, "nested too deeply", "flat object"),
+    (b'{"prompt": "a", "prompt": "b"}', "prompt: is given twice", "remove one"),
+    (b'{"prompt": "a", "seconds": NaN}', "seconds: NaN is not a finite number", "from 0.1 to 120"),
+    (b'{"prompt": "a", "seconds": -Infinity}', "seconds: -Infinity is not a finite number", "from 0.1 to 120"),
+    (b'{"prompt": "a", "seconds": 1e999}', "seconds: Infinity is not a finite number", "from 0.1 to 120"),
+    (b'{"prompt": "a", "seed": ' + b"9" * 4301 + b"}", "seed: 9999", "a whole number from 0"),
+    (b'{"prompt": "\\ud800"}', "prompt: has half a character", "again"),
+    (b'{"prompt": "a\\u0000b"}', "prompt: has a NUL", "remove it"),
+    (b"{}", "prompt: is missing", "add prompt"),
+    (wrong(prompt=""), "prompt: is empty", "write prompt"),
+    (wrong(prompt=" \n"), "prompt: is blank", "say what happens"),
+    (wrong(prompt="x" * 10_001), "prompt: is too long", "at most 10000"),
+    (wrong(prompt=5), "prompt: 5 is a number", "text in quotes"),
+    (wrong(prompt=[{"at": 0, "text": "a"}]), "prompt: a list of timed prompts is not part of this version", "one text"),
+    (wrong(stpes=25), "stpes: unknown field", "did you mean steps?"),
+    (wrong(colour="red"), "colour: unknown field", "known fields: prompt"),
+    (wrong(seconds=500), "seconds: 500 is out of range", "from 0.1 to 120"),
+    (wrong(seconds="5"), 'seconds: "5" is text', "a number from 0.1 to 120"),
+    (wrong(seconds=5, frames=100), "seconds and frames", "remove one"),
+    (wrong(frames=0), "frames: 0 is out of range", "from 1 to 3601"),
+    (wrong(frames=37.5), "frames: 37.5 is not a whole number", "a whole number from 1 to 3601"),
+    (wrong(seed=-2), "seed: -2 is out of range", "-1 (draw one) or a whole number from 0"),
+    (wrong(seed=True), "seed: true is true or false", "a whole number"),
+    (wrong(num_inference_steps=0), "num_inference_steps: 0", "from 1 to 100"),
+    (wrong(steps=25, num_inference_steps=25), "says the same as another field", "keep only num_inference_steps"),
+    (wrong(width=100, height=64), "width: 100 is out of range", "multiple of 16"),
+    (wrong(width=64), "one is given without the other", "give both"),
+    (wrong(resolution=640, width=64, height=64), "resolution: is given beside", "remove one"),
+    (wrong(model="sora"), 'model: "sora" is not a choice', "framepack-i2v"),
+    (wrong(sampling="backwards"), "sampling:", "inverted_anti_drifting"),
+    (wrong(crf=52), "crf: 52", "from 1 to 51"),
+    (wrong(last_image="../../etc/passwd"), "last_image: must be the bare name", "beach.last.jpg"),
+    (wrong(last_image="/etc/passwd"), "last_image: must be the bare name", "beach.last.jpg"),
+    (wrong(last_image="b.last.jpg", sampling="vanilla"), "last_image: sampling vanilla", "inverted_anti_drifting"),
+    (wrong(loras=[{"name": "x"}]), "loras: LoRA is not part of this version", "remove the field"),
+    (wrong(use_teacache=True), "use_teacache: caching is not part of this version", "false"),
+    (wrong(variations=1000), "variations: 1000", "from 1 to 100"),
+    (wrong(guidance_scale=None), "guidance_scale: is null", "a number from 1 to 32"),
+    (wrong(seconds=500, crf=99), "seconds: 500 is out of range; crf: 99", "crf is"),
+]
+
+
+def complaint(data: bytes) -> RequestError:
+    """What is said of a wrong sidecar."""
+    with pytest.raises(RequestError) as caught:
+        effective(build(parse_json(data)), "tiny")
+    return caught.value
+
+
+@pytest.mark.parametrize(("data", "message", "hint"), WRONG, ids=[str(number) for number in range(len(WRONG))])
+def test_a_wrong_sidecar_is_told_what_is_wrong_and_how_to_mend_it(data: bytes, message: str, hint: str) -> None:
+    error = complaint(data)
+    assert message in error.message
+    assert hint in error.hint
+
+
+def test_the_messages_differ_from_one_another() -> None:
+    messages = [complaint(data).message for data, *_ in WRONG]
+    assert len(set(messages)) >= 40
+
+
+@pytest.mark.parametrize("data", [b"", b'{"prompt": "wav', b'{"prompt": "waves"', b'{"pro\0\0\0\0\0'])
+def test_a_document_that_breaks_off_may_still_be_on_its_way(data: bytes) -> None:
+    assert isinstance(complaint(data), RequestIncompleteError)
+
+
+@pytest.mark.parametrize("data", [b'{"prompt": "a" "b"}', b"[]", wrong(crf=99)])
+def test_a_document_that_is_wrong_is_not_waited_for(data: bytes) -> None:
+    assert not isinstance(complaint(data), RequestIncompleteError)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sections", "frames"),
+    [(0.1, 1, 3), (1, 1, 30), (1.2, 1, 36), (1.3, 1, 37), (5, 4, 145), (6, 5, 180), (60, 50, 1800), (120, 100, 3600)],
+)
+def test_seconds_give_the_reference_s_sections_trimmed_when_over(seconds: float, sections: int, frames: int) -> None:
+    request = build(MINIMAL | {"seconds": seconds})
+    assert (request.sections, request.video_frames) == (sections, frames)
+
+
+@pytest.mark.parametrize(("frames", "sections"), [(1, 1), (36, 1), (37, 1), (38, 2), (73, 2), (74, 3), (3601, 100)])
+def test_frames_are_exact(frames: int, sections: int) -> None:
+    request = build(MINIMAL | {"frames": frames})
+    assert (request.sections, request.video_frames) == (sections, frames)
+
+
+@pytest.mark.parametrize(("frames", "rendered"), [(1, 37), (50, 37), (60, 73), (73, 73), (100, 109)])
+def test_with_an_end_frame_nothing_is_trimmed(frames: int, rendered: int) -> None:
+    assert build(MINIMAL | {"frames": frames, "last_image": "beach.last.jpg"}).video_frames == rendered
+
+
+def test_the_original_s_names_are_understood() -> None:
+    original = {
+        "video_length": 5.0, "gs": 9.0, "cfg": 2.0, "rs": 0.5, "mp4_crf": 18.0, "n_prompt": "blur", "steps": 20,
+        "use_teacache": False, "sampling_mode": "forward", "transformer_model": "f1",
+    }  # fmt: skip
+    ours = {
+        "seconds": 5.0, "guidance_scale": 9.0, "true_cfg_scale": 2.0, "guidance_rescale": 0.5, "crf": 18,
+        "negative_prompt": "blur", "num_inference_steps": 20, "cache": "none", "sampling": "vanilla",
+        "model": "framepack-f1",
+    }  # fmt: skip
+    assert build(MINIMAL | original) == build(MINIMAL | ours)
+
+
+@pytest.mark.parametrize("fields", [{}, {"frames": 40}, {"width": 64, "height": 80}, {"seed": 5}, {"model": "tiny"}])
+def test_the_effective_request_is_a_sidecar_that_asks_for_the_same(fields: dict[str, object]) -> None:
+    once = effective(build(MINIMAL | fields), "framepack-f1")
+    again = effective(build(parse_json(json.dumps(once.as_sidecar()).encode())), "framepack-i2v")
+    assert again == once
+
+
+def test_a_seed_is_drawn_and_variations_follow_one_another() -> None:
+    drawn = {effective(build(MINIMAL), "tiny").seed for _ in range(20)}
+    assert len(drawn) > 1
+    assert min(drawn) >= 0
+    request = build(MINIMAL | {"seed": 7})
+    assert [effective(request, "tiny", variation=number).seed for number in range(3)] == [7, 8, 9]
+
+
+def test_a_sidecar_s_way_of_saying_length_and_size_replaces_the_preset_s() -> None:
+    preset = {"seconds": 3, "resolution": 480, "prompt": "preset"}
+    request = build({"frames": 10, "width": 64, "height": 64}, preset)
+    assert (request.frames, request.seconds, request.resolution, request.prompt) == (10, None, None, "preset")
+
+
+if __name__ == "__main__":
+    for data, *_ in WRONG:
+        shown = data if len(data) < 60 else data[:57] + b"..."
+        error = complaint(data)
+        print(f"{shown!r:64} {error.message} | {error.hint}")  # noqa: T201

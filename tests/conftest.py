@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
+from spool_bench import Bench
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,3 +65,9 @@ def picture(tmp_path: Path) -> Path:
 def end_picture(tmp_path: Path) -> Path:
     """Another small picture."""
     return paint(tmp_path / "beach.last.png", shade=2)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, picture: Path) -> Bench:
+    """An inbox and a queue without a daemon."""
+    return Bench(tmp_path / "bench", picture)

@@ -8,6 +8,7 @@ folder's rules nor the workers.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import secrets
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,16 @@ from framepack_daemon.job import (
 from framepack_daemon.media import image as pictures
 from framepack_daemon.request import Request, build, effective, parse_json
 from framepack_daemon.spool import names, status
-from framepack_daemon.spool.capture import ORIGIN_FILE, DropChangedError, Source, capture, release, signature
+from framepack_daemon.spool.capture import (
+    ORIGIN_FILE,
+    DropChangedError,
+    Source,
+    capture,
+    capture_beside,
+    discard,
+    release,
+    signature,
+)
 from framepack_daemon.spool.queue import PRECEDENCE, Queue
 
 # Prefixes of folders under queue/.building: what recovery does with one that a crash left there.
@@ -89,20 +99,28 @@ class Door:
         Raises `DropChangedError` when a source changed meanwhile (nothing was taken), OSError when the queue cannot
         be written (everything was put back).
         """
-        taking = any(isinstance(part.source, Source) for part in drop.parts)
-        build_folder = self.queue.building / ((TAKING if taking else COPYING) + secrets.token_hex(8))
-        atomic.make_folder(build_folder)
-        originals: Path | None = None
         try:
-            with atomic.locked(build_folder):
-                originals = self._gather(drop, build_folder)
-                added = self._enter(drop, build_folder)
+            return self._add(drop, TAKING if drop.folder else COPYING)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        return self._add(drop, COPYING)
+
+    def _add(self, drop: Drop, prefix: str) -> Added:
+        """`add` by taking the files into the queue, or by copies of files that are taken beside the drop."""
+        place = self.queue.building / (prefix + secrets.token_hex(8))
+        atomic.make_folder(place)
+        taken: list[Path] = []
+        try:
+            with atomic.locked(place):
+                self._gather(drop, place, taken)
+                added = self._enter(drop, place)
         except (OSError, DropChangedError):
-            for folder in {originals or build_folder, build_folder}:
+            for folder in {place, *taken}:
                 release(folder)
             raise
-        if originals != build_folder:
-            atomic.remove_tree(originals)
+        for folder in taken:
+            discard(folder)
         return added
 
     def add_again(self, path: Path) -> Added:
@@ -118,6 +136,8 @@ class Door:
 
     def complete(self, place: Path) -> None:
         """Finish or undo what a crash left in `queue/.building`."""
+        for torn in place.glob(".*.tmp"):
+            torn.unlink()  # ours, half written: what was dropped is never stored under a hidden name
         if place.name.startswith(COPYING):
             atomic.remove_tree(place)
         elif (place / ORIGIN_FILE).exists():
@@ -128,10 +148,13 @@ class Door:
         else:
             place.rmdir()
 
-    def _gather(self, drop: Drop, place: Path) -> Path:
-        """Bring the drop's files into `place`; the folder that now holds the originals."""
+    def _gather(self, drop: Drop, place: Path, taken: list[Path]) -> None:
+        """Bring the drop's files into `place`; a folder beside the drop that holds the originals joins `taken`."""
         sources = [part.source for part in drop.parts if isinstance(part.source, Source)]
-        originals = capture(sources, drop.folder, place) if drop.folder and sources else place
+        if drop.folder and place.name.startswith(TAKING):
+            capture(sources, drop.folder, place)
+        elif drop.folder:
+            taken.append(capture_beside(sources, drop.folder, place))
         for part in drop.parts:
             if isinstance(part.source, bytes):
                 atomic.write_bytes(place / stored_name(part.name), part.source)
@@ -139,7 +162,6 @@ class Door:
                 atomic.copy(part.source, place / stored_name(part.name))
         if drop.defaults is not None:
             atomic.write_bytes(place / DEFAULTS_FILE, drop.defaults)
-        return originals
 
     def _enter(self, drop: Drop, place: Path) -> Added:
         """Turn the files in `place` into jobs; `place` is gone afterwards."""
@@ -170,7 +192,7 @@ class Door:
         """Give the finished directory its place in the queue; False when the job was there already."""
         earlier = known_as(self.queue, run)
         if earlier is not None:
-            atomic.remove_tree(place)
+            self.queue.discard(place)
             self.writer.amend(run.job, message=status.DROPPED_AGAIN)
             return False
         atomic.write_json(place / RUN_FILE, run.as_dict())
@@ -202,7 +224,7 @@ class Door:
         roles = {item.name: item.role for item in run.files} if run else {}
         parts = []
         for path in sorted(place.iterdir()):
-            if path.name in OWN_FILES or path.name == ORIGIN_FILE or signature(path) is None:
+            if path.name in OWN_FILES or path.name.startswith(".") or signature(path) is None:
                 continue
             role = roles.get(path.name) or _role_by_name(path.name)
             parts.append(Part(role, path.name, path))

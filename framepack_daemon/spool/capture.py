@@ -8,7 +8,6 @@ drop, and what was taken there is copied. Knows nothing of jobs; `add.py` makes 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import stat
@@ -66,29 +65,12 @@ def signature(path: Path) -> Signature | None:
     return Signature(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def capture(sources: Iterable[Source], folder: Path, build: Path) -> Path:
-    """Take every source out of `folder` into `build`; where the originals now are.
+def capture(sources: Iterable[Source], folder: Path, place: Path) -> None:
+    """Take every source out of `folder` into `place`.
 
-    That is `build` itself, or a hidden folder beside the drop when a rename cannot reach `build`; the caller removes it
-    (or calls `release`) when the job stands. Raises `DropChangedError` after putting everything back.
+    Raises `DropChangedError`, or OSError (EXDEV where a rename cannot reach `place`), after putting everything back.
     """
-    wanted = list(sources)
-    try:
-        _take(wanted, folder, build)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    else:
-        return build
-    beside = folder / HIDDEN_FOLDER / secrets.token_hex(8)
-    atomic.make_folder(beside)
-    _take(wanted, folder, beside)
-    for source in wanted:
-        atomic.copy(beside / source.name, build / source.name)
-    return beside
-
-
-def _take(sources: list[Source], folder: Path, place: Path) -> None:
+    sources = list(sources)
     names = {source.name: source.path.name for source in sources}
     atomic.write_json(place / ORIGIN_FILE, {"folder": str(folder), "names": names})
     try:
@@ -103,6 +85,21 @@ def _take(sources: list[Source], folder: Path, place: Path) -> None:
     except (OSError, DropChangedError):
         give_back(place)
         raise
+
+
+def capture_beside(sources: Iterable[Source], folder: Path, build: Path) -> Path:
+    """Take every source into a hidden folder beside the drop, and copy it into `build`; that hidden folder.
+
+    For a `build` that a rename cannot reach. The caller gives the hidden folder to `discard` when the job stands, or to
+    `release`.
+    """
+    sources = list(sources)
+    beside = folder / HIDDEN_FOLDER / secrets.token_hex(8)
+    atomic.make_folder(beside)
+    capture(sources, folder, beside)
+    for source in sources:
+        atomic.copy(beside / source.name, build / source.name)
+    return beside
 
 
 def _expect(path: Path, source: Source) -> None:
@@ -151,6 +148,12 @@ def release(place: Path) -> None:
     give_back(place)
     if not (place / ORIGIN_FILE).exists():
         atomic.remove_tree(place)
+
+
+def discard(place: Path) -> None:
+    """Remove captured files that have become a job; what a crash leaves of them is not given back."""
+    (place / ORIGIN_FILE).unlink()
+    atomic.remove_tree(place)
 
 
 def _numbered(name: str, number: int) -> str:

@@ -32,7 +32,8 @@ def resolve(queue: Queue, text: str) -> str:
         return begin[0]
     if begin:
         raise UnknownJobError(f"{text}: names {len(begin)} jobs", hint=f"one of {', '.join(begin[:5])}")
-    close = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
+    stems = {job.rpartition("-")[0]: job for job in known}
+    close = [stems[stem] for stem in difflib.get_close_matches(text.rpartition("-")[0] or text, stems, n=3)]
     hint = f"did you mean {', '.join(close)}?" if close else "`framepack-daemon status` lists the jobs"
     raise UnknownJobError(f"{text}: no such job", hint=hint)
 

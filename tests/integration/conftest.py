@@ -103,8 +103,10 @@ class Lab:
         return sorted(job for job in self.queue.names(state) if job.startswith(stem))
 
     def status(self, job: str) -> dict[str, Any]:
-        """The job's status file."""
-        return json.loads((self.outputs / f"{job}.status.json").read_text())
+        """The job's status file, once it is there."""
+        path = self.outputs / f"{job}.status.json"
+        self.until(path.exists, "the status file")
+        return json.loads(path.read_text())
 
     def reaches(self, job: str, section: int, step: int = 0) -> None:
         """Wait until the running job is that far."""

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
-from framepack_daemon import atomic
+from framepack_daemon import atomic, weights
 from framepack_daemon.engine import models as engine_models
 from framepack_daemon.engine.render import Event, Finished, Section, Started, Step, render
 from framepack_daemon.errors import FramepackError, OutOfMemoryError
@@ -66,6 +67,8 @@ class Child:
             self._models = None
             self._channel.send("loading", model=model)
             started = time.monotonic()
+            if model == "tiny":
+                weights.pull(model, self._models_dir)  # the embedded model is made on the spot
             self._models = engine_models.load(model, self._models_dir, self._device)
             self._channel.send("loaded", model=model, seconds=time.monotonic() - started)
         return self._models
@@ -170,6 +173,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if options.threads:
         torch.set_num_threads(options.threads)
+    disable_progress_bar()
     channel = Channel(socket.socket(fileno=options.descriptor))
     Child(channel, options.device, options.models_dir).serve(options.model)
 

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "spool": LEAVES | {"media.image"},
     "workers.channel": LEAVES,
     "workers.pool": LEAVES | {"workers.channel"},
-    "workers.child": LEAVES | {"workers.channel", "engine"},
+    "workers.child": LEAVES | {"workers.channel", "engine", "weights"},
     "engine": LEAVES | {"media", "weights"},
     "lifecycle": LEAVES | {"spool", "workers.channel", "workers.pool", "progress"},
     "daemon": LEAVES | {"spool", "workers.pool", "lifecycle", "settings"},

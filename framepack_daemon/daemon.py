@@ -86,7 +86,6 @@ class Daemon:
                 held.callback(lock.release)
             held.enter_context(self._signals_caught())
             self._keeper.recover(self._inbox.folders())
-            self._lifecycle.find_endings()
             for worker in self._workers:
                 worker.ensure_started()
             self._intake.start()
@@ -107,22 +106,37 @@ class Daemon:
 
     def _loop(self, locks: list[FolderLock]) -> None:
         beat_at = time.monotonic() + BEAT_SECONDS
+        failing = False
         while not self._signals:
-            self._bell.watch([self._queue.root, *(self._queue.folder(state) for state in State)])
-            self._hear()
-            self._lifecycle.stop_departed(self._workers)
-            self._keeper.tidy(self._lifecycle.held(self._workers))
-            for worker in self._workers:
-                worker.ensure_started()
-                if worker.phase is Phase.IDLE:
-                    self._lifecycle.start_next(worker, self._workers)
-            self._lifecycle.publish_waiting()
-            self._lifecycle.write_progress()
-            if time.monotonic() >= beat_at:
-                beat_at = time.monotonic() + BEAT_SECONDS
-                for lock in locks:
-                    lock.beat()
+            if not self._intake.is_alive():
+                raise RuntimeError("the intake thread ended")
+            try:
+                self._turn()
+                if time.monotonic() >= beat_at:
+                    beat_at = time.monotonic() + BEAT_SECONDS
+                    for lock in locks:
+                        lock.beat()
+            except OSError as error:
+                # A full disk or a share that is away: everything is derived from the folders again when they are back.
+                if not failing:
+                    _log.error("queue_unreachable", reason=str(error))
+                failing = True
+            else:
+                failing = False
             self._wait(TICK_SECONDS)
+
+    def _turn(self) -> None:
+        """Look at everything once, and do what there is to do."""
+        self._bell.watch([self._queue.root, *(self._queue.folder(state) for state in State)])
+        self._hear()
+        self._lifecycle.stop_departed(self._workers)
+        self._keeper.tidy(self._lifecycle.held(self._workers))
+        for worker in self._workers:
+            worker.ensure_started()
+            if worker.phase is Phase.IDLE:
+                self._lifecycle.start_next(worker, self._workers)
+        self._lifecycle.publish_waiting()
+        self._lifecycle.write_progress()
 
     def _wait(self, seconds: float) -> None:
         """Sleep until there is news, at most so long."""

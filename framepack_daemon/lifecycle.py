@@ -267,14 +267,15 @@ class Lifecycle:
         atomic.write_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE, outcome)
         self._ending[job] = 0.0
 
-    def find_endings(self) -> None:
-        """Pick up the jobs that ended but had not left `processing/` when the last daemon did."""
+    def _find_endings(self) -> None:
+        """Pick up every job that has an outcome but has not left `processing/`, whoever left it there."""
         for job in self.queue.names(State.PROCESSING):
             if (self.queue.path(State.PROCESSING, job) / OUTCOME_FILE).exists():
                 self._ending.setdefault(job, 0.0)
 
     def publish_waiting(self) -> None:
         """Bring every job that has an outcome to `done/` or `failed/`, as far as the folders can be written."""
+        self._find_endings()
         for job in [job for job, when in self._ending.items() if time.monotonic() >= when]:
             try:
                 self._end(job)

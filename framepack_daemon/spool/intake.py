@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.add import Added, Door
 from framepack_daemon.spool.capture import DropChangedError
 from framepack_daemon.spool.inbox import Inbox
 from framepack_daemon.spool.watch import Bell, is_remote
@@ -52,37 +52,54 @@ class Intake(threading.Thread):
             # Watch first: what comes during the scan rings for the next one.
             self._rung.clear()
             self._bell.watch(self._inbox.folders())
-            due = self._look()
+            due = self._try_to_look()
             pause = self._poll_seconds if is_remote(self._inbox.root) else self._rescan_seconds
             self._rung.wait(pause if due is None else min(pause, due))
         self._bell.stop()
 
+    def _try_to_look(self) -> float | None:
+        """`_look`, or seconds until the next try when a folder cannot be read or written; said once."""
+        try:
+            due = self._look()
+        except OSError as error:
+            if not self._failing:
+                _log.error("intake_failed", reason=str(error), retry_seconds=RETRY_SECONDS)
+            self._failing = True
+            return RETRY_SECONDS
+        self._failing = False
+        return due
+
     def _look(self) -> float | None:
-        """Scan once and enter what is ready; seconds until the next file may be, None when a change decides."""
+        """Scan once and enter what is ready; seconds until the next file may be, None when a change decides.
+
+        A drop that cannot be taken does not keep the others: the first of their errors is raised in the end.
+        """
         scan = self._inbox.scan()
+        failure: OSError | None = None
+        due = scan.due_seconds
         for drop in scan.drops:
             if self._ended.is_set():
-                return None
+                break
             started = time.monotonic()
             try:
                 added = self._door.add(drop)
             except DropChangedError as change:
                 _log.info("drop_changed", stem=drop.stem, reason=change.message)
-                return 0.0
+                due = 0.0
             except OSError as error:
-                if not self._failing:
-                    _log.error("intake_failed", stem=drop.stem, reason=str(error), retry_seconds=RETRY_SECONDS)
-                self._failing = True
-                return RETRY_SECONDS
-            self._failing = False
-            for job in added.jobs:
-                _log.info(
-                    "job_refused" if added.refusal else "job_submitted",
-                    job=job,
-                    reason=added.refusal.message if added.refusal else None,
-                    seconds=round(time.monotonic() - started, 3),
-                )
-            for job in added.known:
-                _log.info("job_known", job=job)
-            self._entered()
-        return scan.due_seconds
+                failure = failure or error
+            else:
+                self._tell(added, time.monotonic() - started)
+        if failure is not None:
+            raise failure
+        return due
+
+    def _tell(self, added: Added, seconds: float) -> None:
+        for job in added.jobs:
+            if added.refusal:
+                _log.warning("job_refused", job=job, reason=added.refusal.message)
+            else:
+                _log.info("job_submitted", job=job, seconds=round(seconds, 3))
+        for job in added.known:
+            _log.info("job_known", job=job)
+        self._entered()

@@ -79,8 +79,11 @@ class Keeper:
         if folders == self._folders:
             self._end_removed(self.seen.keys() - places.keys())
         self._folders = folders
+        # What stands in processing/ is looked at in every pass: when nobody holds it, an error kept it there.
         self.seen = {
-            job: state for job, state in places.items() if self.seen.get(job) is state or self._enter(job, state)
+            job: state
+            for job, state in places.items()
+            if (self.seen.get(job) is state is not State.PROCESSING) or self._enter(job, state)
         }
 
     def _end_removed(self, jobs: Iterable[str]) -> None:

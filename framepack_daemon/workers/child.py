@@ -173,7 +173,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if options.threads:
         torch.set_num_threads(options.threads)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     channel = Channel(socket.socket(fileno=options.descriptor))
     Child(channel, options.device, options.models_dir).serve(options.model)
 

@@ -38,6 +38,9 @@ NATIVE_SAMPLING: dict[str, Sampling] = {
     "tiny": "inverted_anti_drifting",
 }
 
+# The bucket size of requests that name none; the tiny model renders on CPUs.
+RESOLUTIONS = {"framepack-i2v": 640, "framepack-f1": 640, "tiny": 320}
+
 # The original's name of a field, and ours.
 ALIASES = {
     "video_length": "seconds",
@@ -108,7 +111,7 @@ class Request(BaseModel):
         ge=320,
         le=960,
         multiple_of=32,
-        description="Bucket size in pixels: the size of the video follows the picture's shape. Default 640.",
+        description="Bucket size in pixels: the video's shape follows the picture's. Default 640, for tiny 320.",
     )
     width: int | None = Field(None, ge=64, le=2048, multiple_of=16, description="Width in pixels, with height.")
     height: int | None = Field(None, ge=64, le=2048, multiple_of=16, description="Height in pixels, with width.")
@@ -290,7 +293,7 @@ def effective(request: Request, model: str, *, variation: int = 0) -> Request:
     if request.frames is None and request.seconds is None:
         filled["seconds"] = 5.0
     if request.width is None and request.resolution is None:
-        filled["resolution"] = 640
+        filled["resolution"] = RESOLUTIONS[name]
     return build(request.as_sidecar() | filled)
 
 

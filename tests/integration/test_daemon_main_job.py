@@ -82,6 +82,14 @@ def test_submit_waits_and_prints_the_video(running) -> None:
     assert picture.exists()
 
 
+def test_an_end_frame_goes_into_the_video(running) -> None:
+    shutil.copyfile(running.picture, running.inbox / "ends.last.png")
+    running.drop("ends", frames=50)
+    job = running.ended("ends")
+    assert running.status(job)["request"]["last_image"] == "ends.last.png"
+    assert running.status(job)["video"]["frames"] == 37  # both ends are anchored: the nearest 36n + 1
+
+
 def test_a_bad_pair_is_refused_whole_and_the_queue_goes_on(running) -> None:
     running.drop("bad", seconds=1000, frames=None)
     running.drop("good")

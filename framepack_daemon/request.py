@@ -1,8 +1,7 @@
 """What a sidecar may ask for: its fields, their ranges, and the messages when it asks for something else.
 
-`Request` is the schema. `parse_json` reads the bytes of a sidecar more strictly than `json.loads` does;
-`build` lays a sidecar over the defaults of its folder and gives back the effective request, every default filled in and
-the seed drawn. Field names are diffusers' where it has one; the names of the original system are aliases.
+`Request` is the schema. `build` lays a sidecar over the defaults of its folder; `effective` fills in every default and
+draws the seed. Field names are diffusers' where it has one; the names of the original system are aliases.
 Pure: reads no file and knows neither the queue nor the engine.
 """
 
@@ -16,15 +15,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from framepack_daemon.errors import RequestError, RequestIncompleteError
+from framepack_daemon.errors import RequestError
+from framepack_daemon.strict_json import kind_of
 
 FPS = 30  # frames per second of every video
 LATENT_WINDOW = 9  # latent frames that one section samples
 FRAMES_PER_SECTION = LATENT_WINDOW * 4  # 36: the VAE makes four frames of each latent frame
 MAX_SECONDS = 120.0
 MAX_FRAMES = 3601  # 36 * 100 sections + 1
-MAX_SIDECAR_BYTES = 1 << 20
-MAX_DIGITS = 300  # of a number in a sidecar that are read; Python itself refuses to convert more than 4300
 MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**31  # drawn seeds stay below, so that every tool and language can hold them
 
@@ -197,68 +195,6 @@ def draw_seed() -> int:
     return secrets.randbelow(DRAWN_SEEDS)
 
 
-def parse_json(data: bytes, what: str = "sidecar") -> dict[str, Any]:
-    """The JSON object in `data`.
-
-    Stricter than `json.loads`: duplicate keys, a byte order mark and anything but an object at the top raise
-    `RequestError`; a document that ends too early raises `RequestIncompleteError`. Numbers that are not finite pass, so
-    that `build` can name their field.
-    """
-    if len(data) > MAX_SIDECAR_BYTES:
-        raise RequestError(f"{what}: is {len(data)} bytes long", hint=f"a {what} has at most {MAX_SIDECAR_BYTES} bytes")
-    text = _decode(data, what)
-    try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_no_duplicates,
-            parse_int=_bounded_int,
-        )
-    except json.JSONDecodeError as error:
-        message = f"{what}: line {error.lineno}, column {error.colno}: {error.msg}"
-        if _breaks_off(error):
-            raise RequestIncompleteError(message, hint="the JSON ends too early; write or copy it whole") from error
-        raise RequestError(message, hint="it is not valid JSON; mend that place") from error
-    except RecursionError as error:
-        raise RequestError(f"{what}: is nested too deeply", hint="a sidecar is one flat object of fields") from error
-    if not isinstance(value, dict):
-        raise RequestError(
-            f"{what}: holds {_kind(value)} at its top", hint='it must be an object: {"prompt": "…", "seconds": 5}'
-        )
-    return value
-
-
-def _breaks_off(error: json.JSONDecodeError) -> bool:
-    """Whether the document ends too early (or in the zeros of a file that is still being filled)."""
-    return error.pos >= len(error.doc.rstrip()) or "Unterminated" in error.msg or "\0" in error.doc
-
-
-def _decode(data: bytes, what: str) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise RequestError(f"{what}: is UTF-16 text", hint="save it as UTF-8 without a byte order mark")
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise RequestError(f"{what}: begins with a byte order mark", hint="save it as UTF-8 without a byte order mark")
-    if not data.strip():
-        raise RequestIncompleteError(f"{what}: is empty", hint='write at least {"prompt": "what happens in the video"}')
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{what}: byte {error.start} is not UTF-8", hint="save it as UTF-8") from error
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise RequestError(f"{key}: is given twice", hint="remove one of the two")
-        found[key] = value
-    return found
-
-
-def _bounded_int(text: str) -> int:
-    """The number, or its first digits where it is far out of every range (Python refuses to convert giant ones)."""
-    return int(text[:MAX_DIGITS])
-
-
 def build(sidecar: dict[str, Any], defaults: dict[str, Any] | None = None) -> Request:
     """The request that `sidecar`, laid over its folder's `defaults`, asks for.
 
@@ -349,7 +285,7 @@ def _explain_value(field: str, kind: str, given: Any) -> tuple[str, str]:
         return "prompt: a list of timed prompts is not part of this version", "write one text in quotes"
     if given is None:
         return f"{field}: is null", hint
-    found = "not a whole number" if isinstance(given, float) else _kind(given)
+    found = "not a whole number" if isinstance(given, float) else kind_of(given)
     return f"{field}: {value} is {found}", hint
 
 
@@ -375,11 +311,6 @@ def _suggest(field: str) -> str:
     if close:
         return f"did you mean {close[0]}?"
     return "known fields: " + ", ".join(Request.model_fields)
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -13,10 +13,10 @@ from framepack_daemon.request import (
     ALIASED_VALUES,
     ALIASES,
     FPS,
-    MAX_SIDECAR_BYTES,
     Request,
     build,
 )
+from framepack_daemon.strict_json import MAX_SIDECAR_BYTES
 
 ANY_PROMPT = {"prompt": "(the sidecar's)"}
 
@@ -52,7 +52,7 @@ def _request(file: Path) -> Request:
 
 def _fields(file: Path) -> dict[str, Any]:
     """The fields that a file gives: a JSON object's, or the prompt that a .txt is."""
-    from framepack_daemon.spool.add import sidecar_fields
+    from framepack_daemon.spool.drop import sidecar_fields
 
     if not file.is_file():
         raise RequestError("is no plain file" if file.exists() else "is not there", hint="name a sidecar")

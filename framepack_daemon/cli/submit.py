@@ -91,7 +91,7 @@ def assignment(text: str) -> tuple[str, Any]:
 
 def compose(over: dict[str, Any], sidecar: Path | None, image: Path, last_image: Path | None) -> dict[str, Any]:
     """The sidecar of a job: `over` laid over the fields of a file, checked, its seed drawn."""
-    from framepack_daemon.spool.add import sidecar_fields
+    from framepack_daemon.spool.drop import sidecar_fields
 
     under = sidecar_fields(sidecar.name, sidecar.read_bytes()) if sidecar else {}
     if last_image is not None:

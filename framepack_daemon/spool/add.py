@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import secrets
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from framepack_daemon import atomic
 from framepack_daemon.errors import DropError, FramepackError, RequestError
@@ -24,18 +22,14 @@ from framepack_daemon.job import (
     OWN_FILES,
     REQUEST_FILE,
     RUN_FILE,
-    JobFile,
-    Outcome,
     Role,
     Run,
     State,
-    job_id,
-    now,
     safe_stem,
     stored_name,
 )
 from framepack_daemon.media import image as pictures
-from framepack_daemon.request import Request, build, effective, parse_json
+from framepack_daemon.request import effective
 from framepack_daemon.spool import names, status
 from framepack_daemon.spool.capture import (
     ORIGIN_FILE,
@@ -47,33 +41,12 @@ from framepack_daemon.spool.capture import (
     release,
     signature,
 )
-from framepack_daemon.spool.queue import PRECEDENCE, Queue
+from framepack_daemon.spool.drop import Drop, Part, known_as, read_request, record, refused
+from framepack_daemon.spool.queue import Queue
 
 # Prefixes of folders under queue/.building: what recovery does with one that a crash left there.
 TAKING = "take-"  # holds files that exist nowhere else: they go back, or the job is completed
 COPYING = "copy-"  # holds copies only: it is removed
-
-_IDENTITY = {role: place for place, role in enumerate(Role)}  # the order in which contents enter the id
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of a drop: a source to be taken away, a path to be copied, or bytes."""
-
-    role: Role
-    name: str
-    source: Source | Path | bytes
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Files that are to become a job."""
-
-    stem: str
-    parts: tuple[Part, ...]
-    folder: Path | None = None  # where sources are taken from
-    defaults: bytes | None = None  # the folder's preset
-    refusal: FramepackError | None = None  # why it cannot become a job, where that is known already
 
 
 @dataclass(frozen=True)
@@ -271,66 +244,3 @@ def _image_refusal(drop: Drop, place: Path) -> FramepackError | None:
     except FramepackError as error:
         return error
     return None
-
-
-def read_request(drop: Drop, place: Path) -> Request:
-    """The request of the files in `place`; RequestError names what is wrong with it."""
-    sidecar = next((part.name for part in drop.parts if part.role is Role.SIDECAR), None)
-    end_frame = next((part.name for part in drop.parts if part.role is Role.END_FRAME), None)
-    data = (place / stored_name(sidecar)).read_bytes() if sidecar else b"{}"
-    fields = sidecar_fields(sidecar or "", data)
-    defaults = parse_json(drop.defaults, "defaults.json") if drop.defaults is not None else {}
-    if end_frame:
-        fields["last_image"] = end_frame
-    return build(fields, defaults)
-
-
-def sidecar_fields(name: str, data: bytes) -> dict[str, Any]:
-    """The fields that a sidecar gives: those of its JSON, or the prompt that a `.txt` holds."""
-    if not name.casefold().endswith(".txt"):
-        return parse_json(data)
-    try:
-        return {"prompt": data.decode("utf-8-sig").strip()}
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{name}: byte {error.start} is not UTF-8", hint="save it as UTF-8 text") from error
-
-
-def record(drop: Drop, place: Path, variation: int | None) -> Run:
-    """The record of the job that the files in `place` make, its id drawn from their content."""
-    total = hashlib.sha256()
-    files = []
-    aside_counts = not any(part.role is Role.IMAGE for part in drop.parts)
-    for part in sorted(drop.parts, key=lambda part: (_IDENTITY[part.role], part.name)):
-        name = stored_name(part.name)
-        size, digest = atomic.digest(place / name, *((total, part.role) if _counts(part, aside=aside_counts) else ()))
-        files.append(JobFile(part.role, name, part.name, size, digest))
-    if drop.defaults is not None:
-        size, digest = atomic.digest(place / DEFAULTS_FILE, total, Role.DEFAULTS)
-        files.append(JobFile(Role.DEFAULTS, DEFAULTS_FILE, names.DEFAULTS_NAME, size, digest))
-    if variation is not None:
-        total.update(f"variation\0{variation}\0".encode())
-    time = now()
-    return Run(job_id(drop.stem, total.hexdigest()), tuple(files), time, time, variation=variation)
-
-
-def _counts(part: Part, *, aside: bool) -> bool:
-    return part.role is not Role.ASIDE or aside
-
-
-def known_as(queue: Queue, run: Run) -> State | None:
-    """The state in which this very content is known already."""
-    for state in PRECEDENCE:
-        earlier = queue.run(state, run.job)
-        if earlier is not None and [item.sha256 for item in earlier.files] == [item.sha256 for item in run.files]:
-            return state
-    return None
-
-
-def refused(error: FramepackError) -> dict[str, Any]:
-    """The outcome of a job that cannot be rendered as it is."""
-    return {
-        "outcome": Outcome.FAILED,
-        "message": error.message,
-        "error": error.as_dict(),
-        "finished_at": now(),
-    }

@@ -26,11 +26,12 @@ from framepack_daemon.errors import (
 )
 from framepack_daemon.job import Role, stored_name
 from framepack_daemon.media import image as pictures
-from framepack_daemon.request import MAX_SIDECAR_BYTES, build, parse_json
+from framepack_daemon.request import build
 from framepack_daemon.spool import names
-from framepack_daemon.spool.add import Drop, Part, sidecar_fields
 from framepack_daemon.spool.capture import Signature, Source, signature
+from framepack_daemon.spool.drop import Drop, Part, sidecar_fields
 from framepack_daemon.spool.names import Kind, Name
+from framepack_daemon.strict_json import MAX_SIDECAR_BYTES, parse_json
 
 _log = structlog.get_logger(__name__)
 

@@ -13,7 +13,8 @@ from framepack_daemon.errors import UnknownJobError
 from framepack_daemon.job import JOB_ID, REQUEST_FILE, Role
 from framepack_daemon.media import image as pictures
 from framepack_daemon.request import build, draw_seed, effective
-from framepack_daemon.spool.add import Door, Drop, Part
+from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.drop import Drop, Part
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
 

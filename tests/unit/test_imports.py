@@ -10,13 +10,14 @@ import pytest
 import framepack_daemon
 
 ROOT = Path(framepack_daemon.__file__).parent
-LEAVES = {"errors", "request", "job", "atomic", "printable"}
+LEAVES = {"errors", "request", "strict_json", "job", "atomic", "printable"}
 # Each part, and the parts of the package that it may import.
 MAY_IMPORT = {
     "errors": set(),
     "printable": set(),
     "job": set(),
-    "request": {"errors"},
+    "strict_json": {"errors"},
+    "request": {"errors", "strict_json"},
     "atomic": set(),
     "progress": set(),
     "settings": LEAVES,

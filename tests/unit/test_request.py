@@ -7,7 +7,8 @@ import json
 import pytest
 
 from framepack_daemon.errors import RequestError, RequestIncompleteError
-from framepack_daemon.request import build, effective, parse_json
+from framepack_daemon.request import build, effective
+from framepack_daemon.strict_json import parse_json
 
 MINIMAL = {"prompt": "waves"}
 

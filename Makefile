@@ -7,6 +7,7 @@ PIP_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+LOCK := build/lock
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := $(VENV)/constraints.txt
 # With an NVIDIA GPU, pip may choose the build of torch that fits it; without one, the pinned version serves.
@@ -18,7 +19,7 @@ help:
 	@echo "make demo    install, drop the sample pair, wait for its video (MODEL=framepack-i2v for the real model)"
 	@echo "make test    run every test"
 	@echo "make check   lint, formatting and types"
-	@echo "make lock    pin the newest versions in constraints.txt"
+	@echo "make lock    pin the newest versions in constraints.txt (torch stays: change its line by hand)"
 	@echo "make clean   remove what make installed"
 
 demo: $(VENV)/installed
@@ -33,10 +34,11 @@ check: $(VENV)/installed-dev
 	@$(BIN)/mypy
 
 $(CONSTRAINTS): constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed: apt install python3 python3-venv"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
-		{ rm -rf $(VENV); echo "Python cannot make virtual environments: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "Python 3.11 or newer is needed: apt install python3 python3-venv, or make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "Python cannot make virtual environments: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@grep -v $(if $(HAS_GPU),'^torch==','^$$') constraints.txt > $@
 
 $(VENV)/installed: $(CONSTRAINTS) pyproject.toml
@@ -49,14 +51,18 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) install $(PIP_ARGS) --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
+# torch comes first and alone: pip keeps it, where it would otherwise look for the newest. Not pinned are the libraries
+# of a CUDA build, which come with torch, and the label of the build.
 lock:
-	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	@$(VENV)-lock/bin/python -m pip --quiet install $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
-	@$(VENV)-lock/bin/python -m pip --quiet install $(PIP_ARGS) '.[dev]'
-	@{ sed -n '/^#/p' constraints.txt; \
-		$(VENV)-lock/bin/python -m pip freeze --exclude framepack-daemon | sed 's/+cpu$$//'; } > $(VENV)-lock/constraints.txt
-	@mv $(VENV)-lock/constraints.txt constraints.txt
-	@rm -rf $(VENV)-lock
+	@echo "resolving the newest versions (a few minutes)"
+	@$(PYTHON) -m venv --clear $(LOCK)
+	@$(LOCK)/bin/python -m pip --quiet install $(PIP_ARGS) $$(grep '^torch==' constraints.txt)
+	@$(LOCK)/bin/python -m pip --quiet install $(PIP_ARGS) --editable '.[dev]'
+	@{ grep '^#' constraints.txt; \
+		$(LOCK)/bin/python -m pip freeze --exclude-editable | sed -E '/^(nvidia|cuda|triton)/d; s/\+c(pu|u[0-9]+)$$//'; } > $(LOCK)/constraints.txt
+	@mv $(LOCK)/constraints.txt constraints.txt
+	@rm -rf $(LOCK)
+	@git --no-pager diff --stat constraints.txt
 
 clean:
-	rm -rf $(VENV) $(VENV)-lock .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

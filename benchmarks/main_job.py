@@ -26,7 +26,8 @@ from pathlib import Path
 
 from framepack_daemon.job import Role, State
 from framepack_daemon.request import build, effective
-from framepack_daemon.spool.add import Door, Drop, Part
+from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.drop import Drop, Part
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
 

@@ -19,7 +19,7 @@ from framepack_daemon.spool.queue import Queue
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Written so that this file does not hold what it looks for.
-UNWANTED = re.compile(r"/ro[o]t/|/wor[k]/|/tmp/[v]/|py[p]i\.org|python[h]osted|download\.py[t]orch")
+UNWANTED = re.compile(r"/ro[o]t/|/wor[k]/\w|/tmp/[v]/|py[p]i\.org|python[h]osted|download\.py[t]orch")
 
 
 def page(name: str) -> str:
@@ -81,12 +81,11 @@ def test_the_page_of_the_queue_has_every_field_of_the_records(tmp_path: Path) ->
 
 def test_the_names_that_the_page_of_the_drop_folder_says_are_left_alone_are() -> None:
     section = page("drop-folder.md").partition("## Names that are left alone")[2].partition("\n## ")[0]
-    table, folders, conflicts = (part for part in section.split("\n\n") if part.count("`") > 10)
+    table, folders, conflicts = (part for part in section.split("\n\n") if part.count("`") > 4)
     assert [name for name in re.findall(r"`([^`]+)`", table) if names.read(name) is not None] == []
     assert [name for name in re.findall(r"`([^`]+)`", folders) if names.may_hold_drops(name)] == []
     for name in re.findall(r"`([^`]+)`", conflicts):
-        read = names.read(name)
-        assert read is not None and read.conflict, name
+        assert getattr(names.read(name), "conflict", False), name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
@@ -105,7 +104,9 @@ def test_every_dependency_is_pinned() -> None:
 
 
 def test_no_tracked_file_names_a_place_of_one_machine() -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # The folder may belong to another user than the one that runs the tests.
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found = [
         f"{name}: {match[0]}"
         for name in listed.split("\0")

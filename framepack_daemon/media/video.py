@@ -89,7 +89,9 @@ class SegmentWriter:
         return self
 
     def _open_stream(self, container: OutputContainer) -> VideoStream:
-        options = {"crf": str(self._crf), "preset": "medium", "x264-params": "open-gop=0"}
+        # Without mbtree: its AVX-512 code gives other bits now and then for the same frames (seen with PyAV 18), and a
+        # resumed job has to end in the same file.
+        options = {"crf": str(self._crf), "preset": "medium", "x264-params": "open-gop=0:mbtree=0"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = self._size
         stream.pix_fmt = "yuv420p"

@@ -41,7 +41,7 @@ from framepack_daemon.spool.capture import (
     release,
     signature,
 )
-from framepack_daemon.spool.drop import Drop, Part, known_as, read_request, record, refused
+from framepack_daemon.spool.drop import Drop, Part, known_as, read_request, record, refused, sidecar_bytes
 from framepack_daemon.spool.queue import Queue
 
 # Prefixes of folders under queue/.building: what recovery does with one that a crash left there.
@@ -104,8 +104,17 @@ class Door:
         """
         place = self.queue.building / f"{TAKING}{secrets.token_hex(8)}-{safe_stem(path.name)}"
         atomic.move(path, place)
-        with atomic.locked(place):
-            return self._enter(self._drop_in(place, path.name), place)
+        try:
+            with atomic.locked(place):
+                added = self._enter(self._drop_in(place, path.name), place)
+        except OSError:
+            with contextlib.suppress(OSError):
+                atomic.move(place, path)
+            raise
+        now_called = [*added.jobs, *added.known]
+        if path.name not in now_called:
+            self.writer.amend(path.name, message=f"its files have changed: it goes on as {', '.join(now_called)}")
+        return added
 
     def complete(self, place: Path) -> None:
         """Finish or undo what a crash left in `queue/.building`."""
@@ -115,6 +124,8 @@ class Door:
             atomic.remove_tree(place)
         elif (place / ORIGIN_FILE).exists():
             release(place)
+        elif (place / OUTCOME_FILE).exists() and (refused_run := _run_in(place)) is not None:
+            self._settle(place, refused_run)
         elif any(place.iterdir()):
             with atomic.locked(place):
                 self._enter(self._drop_in(place, place.name.split("-", 2)[-1]), place)
@@ -144,7 +155,7 @@ class Door:
                 request = read_request(drop, place)
                 effective(request, self.model)
             except RequestError as error:
-                refusal = error
+                refusal, request = error, None
         count = request.variations if request else 1
         jobs: list[str] = []
         known: list[str] = []
@@ -166,7 +177,7 @@ class Door:
         earlier = known_as(self.queue, run)
         if earlier is not None:
             self.queue.discard(place)
-            self.writer.amend(run.job, message=status.DROPPED_AGAIN)
+            self.writer.amend(run.job, message=status.DROPPED_AGAIN[earlier])
             return False
         atomic.write_json(place / RUN_FILE, run.as_dict())
         (place / ORIGIN_FILE).unlink(missing_ok=True)
@@ -176,7 +187,7 @@ class Door:
             atomic.move(place, self.queue.path(state, run.job))
         except FileExistsError:
             # Another content under this id, or someone was faster; either way nothing is lost.
-            self.queue.set_aside(place)
+            self.queue.set_aside(place, run.job)
             return False
         self.writer.write(run.job, state)
         return True
@@ -205,7 +216,7 @@ class Door:
         drop = Drop(
             found["stem"] if found else name,
             tuple(parts),
-            defaults=defaults.read_bytes() if defaults.exists() else None,
+            defaults=sidecar_bytes(defaults) if signature(defaults) else None,
         )
         for own in (REQUEST_FILE, OUTCOME_FILE):
             (place / own).unlink(missing_ok=True)

@@ -401,3 +401,12 @@ def test_submit_copies_and_a_new_seed_makes_a_new_take(bench: Bench, picture: Pa
     (take,) = submit.retake(bench.queue, bench.outputs, job, "tiny")
     assert take != job
     assert bench.status(take)["request"] | {"seed": 7} == bench.status(job)["request"]
+
+
+def test_an_end_frame_for_a_model_that_cannot_aim_at_it_is_refused(bench: Bench) -> None:
+    bench.drop(model="framepack-f1")
+    bench.put("beach.last.png")
+    (added,) = bench.take()
+    assert added.refusal is not None
+    assert "vanilla" in added.refusal.message
+    assert bench.jobs(State.FAILED) == added.jobs

@@ -59,7 +59,7 @@ def make_folder(folder: Path) -> None:
 
 def hidden_name(name: str) -> str:
     """A fresh hidden name for something that will be called `name`, at most 255 bytes long."""
-    return f".{name.encode()[:200].decode(errors='ignore')}.{secrets.token_hex(4)}.tmp"
+    return f".{os.fsencode(name)[:200].decode(errors='ignore')}.{secrets.token_hex(4)}.tmp"
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -97,11 +97,16 @@ def encode_json(value: dict[str, Any]) -> bytes:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`; None when there is none that can be read."""
+    """The JSON object in `path`; None when there is none that can be read, or something that is no plain file."""
     try:
-        value = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        with _open_plain(path) as stream:
+            value = json.loads(stream.read())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            return None
+        raise
     return value if isinstance(value, dict) else None
 
 
@@ -135,10 +140,16 @@ def _rename_without_replacing(source: Path, target: Path) -> None:
     code = ctypes.get_errno()
     if code not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(code, os.strerror(code), str(source), None, str(target))
-    # This file system (NFS, some FUSE) cannot do it in one call; a file can still be linked, which never replaces.
+    # This file system (NFS, some FUSE) cannot do it in one call: look, and rename at once.
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(source), None, str(target))
-    source.rename(target)
+    before = source.lstat()
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        # NFS says so when it repeats a rename whose first answer was lost.
+        if not os.path.lexists(target) or not os.path.samestat(before, target.lstat()):
+            raise
 
 
 def copy(source: Path, target: Path) -> None:

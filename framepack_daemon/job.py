@@ -80,7 +80,15 @@ class Run:
     def from_dict(cls, value: dict[str, Any]) -> Run:
         """The record in a parsed `run.json`; TypeError, KeyError or ValueError when it is not one."""
         files = tuple(JobFile(**(item | {"role": Role(item["role"])})) for item in value["files"])
-        return cls(**(value | {"files": files, "videos": tuple(value.get("videos", ()))}))
+        run = cls(**(value | {"files": files, "videos": tuple(value.get("videos", ()))}))
+        # People edit the priority; what is no number there must not stop the queue.
+        for number in (run.priority, run.attempts):
+            if not isinstance(number, int):
+                raise TypeError(f"{number!r} is not a whole number")
+        for text in (run.job, run.queued_at, *(item.name for item in files)):
+            if not isinstance(text, str) or "/" in text or text in ("", ".", ".."):
+                raise ValueError(f"{text!r} is neither a name nor a time")
+        return run
 
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON."""
@@ -107,12 +115,16 @@ def job_id(stem: str, content: str) -> str:
 
 def safe_stem(stem: str) -> str:
     """`stem` as a path and URL can carry it: letters of any script and digits stay, the rest becomes `-`."""
-    kept = "".join(
-        char if unicodedata.category(char)[0] in "LNM" or char in "_." else "-"
-        for char in unicodedata.normalize("NFC", stem)
-    )
+    text = unicodedata.normalize("NFC", stem)
+    kept = "".join(char if _carries(char, before) else "-" for before, char in zip(f"-{text}", text, strict=False))
     kept = re.sub(r"-{2,}", "-", kept).strip("-.")
     return kept.encode()[:MAX_STEM_BYTES].decode(errors="ignore").strip("-.") or "job"
+
+
+def _carries(char: str, before: str) -> bool:
+    """Whether a stem may keep the character; a mark (as in emoji) only on a letter or digit that is kept too."""
+    kind = unicodedata.category(char)[0]
+    return kind in "LN" or char in "_." or (kind == "M" and unicodedata.category(before)[0] in "LNM")
 
 
 def stored_name(original: str) -> str:

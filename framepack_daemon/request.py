@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from framepack_daemon.errors import RequestError
-from framepack_daemon.strict_json import kind_of
+from framepack_daemon.printable import printable
+from framepack_daemon.strict_json import kind_of, shorten
 
 FPS = 30  # frames per second of every video
 LATENT_WINDOW = 9  # latent frames that one section samples
@@ -210,7 +211,8 @@ def build(sidecar: dict[str, Any], defaults: dict[str, Any] | None = None) -> Re
     try:
         return Request.model_validate(fields)
     except ValidationError as error:
-        problems = [_explain(dict(item)) for item in error.errors()]
+        spelled = {ALIASES[key]: key for key in sidecar if key in ALIASES}
+        problems = [_explain(dict(item), spelled) for item in error.errors()]
         raise RequestError(
             "; ".join(message for message, _ in problems),
             hint="; ".join(dict.fromkeys(hint for _, hint in problems if hint)),
@@ -236,10 +238,12 @@ def effective(request: Request, model: str, *, variation: int = 0) -> Request:
 def _canonical(fields: dict[str, Any]) -> dict[str, Any]:
     """`fields` under our names; an alias beside the name it stands for is an error."""
     found: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
     for key, value in fields.items():
         name = ALIASES.get(key, key)
         if name in found:
-            raise RequestError(f"{key}: says the same as another field", hint=f"keep only {name}")
+            raise RequestError(f"{spelled[name]} and {key}: are two names of one field", hint="remove one")
+        spelled[name] = key
         if key in NOT_YET:
             raise RequestError(f"{key}: {NOT_YET[key]} is not part of this version", hint="remove the field")
         plain = isinstance(value, (str, bool))
@@ -247,54 +251,57 @@ def _canonical(fields: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _explain(error: dict[str, Any]) -> tuple[str, str]:
-    """One pydantic error as (message that begins with the field, hint)."""
-    field = ".".join(str(part) for part in error["loc"][:1])
+def _explain(error: dict[str, Any], spelled: dict[str, str]) -> tuple[str, str]:
+    """One pydantic error as (message that begins with the field as the user `spelled` it, hint)."""
+    field = str(error["loc"][0]) if error["loc"] else ""
+    label = printable(shorten(spelled.get(field, field))) or "the name of a field"
     context = error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            return f"{field}: unknown field", _suggest(field)
+            return f"{label}: unknown field", _suggest(field)
         case "missing":
-            return f"{field}: is missing", f'add {field}, for example "{field}": "The girl dances gracefully."'
+            return f"{label}: is missing", f'add {label}, for example "{label}": "The girl dances gracefully."'
         case "string_too_short":
-            return f"{field}: is empty", f"write {field}, or remove the field"
+            return f"{label}: is empty", f"write {label}, or remove the field"
         case "string_too_long":
-            return f"{field}: is too long", f"{field} has at most {context['max_length']} characters"
+            return f"{label}: is too long", f"{label} has at most {context['max_length']} characters"
         case "string_unicode":
-            return f"{field}: has half a character in it (a lone surrogate)", f"write the text of {field} again"
+            return f"{label}: has half a character in it (a lone surrogate)", f"write {label} again"
         case "value_error":
             problem, _, mend = str(context["error"]).partition("; ")
-            return (f"{field}: {problem}" if field else problem), mend
-    return _explain_value(field, error["type"], error.get("input"))
+            return (f"{label}: {problem}" if field else problem), mend
+    if field == "cache":
+        return f"{label}: caching is not part of this version", "remove the field"
+    problem = _wrong_value(field, error["type"], error.get("input"), context)
+    hint = "write one text in quotes" if "timed" in problem else f"{label} is {_range(field, label)}"
+    return f"{label}: {problem}", hint
 
 
-def _explain_value(field: str, kind: str, given: Any) -> tuple[str, str]:
-    """What is wrong with a value of the wrong kind or range, and what the field holds."""
-    value = _shorten(json.dumps(given, default=str))
-    hint = f"{field} is {_range(field)}"
+def _wrong_value(field: str, kind: str, given: Any, context: dict[str, Any]) -> str:
+    """What is wrong with a value of the wrong kind or range."""
+    value = shorten(json.dumps(given, default=str))
     match kind:
-        case "greater_than_equal" | "less_than_equal" | "multiple_of":
-            return f"{field}: {value} is out of range", hint
+        case "multiple_of":
+            return f"{value} is not a multiple of {context['multiple_of']}"
+        case "greater_than_equal" | "less_than_equal":
+            return f"{value} is out of range"
         case "finite_number":
-            return f"{field}: {value} is not a finite number", hint
-        case "literal_error" if given is True:
-            return "use_teacache: caching is not part of this version", "set it to false, or remove the field"
+            return f"{value} is not a finite number"
         case "literal_error":
-            return f"{field}: {value} is not a choice", hint
+            return f"{value} is not a choice"
     if field == "prompt" and isinstance(given, list):
-        return "prompt: a list of timed prompts is not part of this version", "write one text in quotes"
-    if given is None:
-        return f"{field}: is null", hint
-    found = "not a whole number" if isinstance(given, float) else kind_of(given)
-    return f"{field}: {value} is {found}", hint
+        return "a list of timed prompts is not part of this version"
+    if given is None or isinstance(given, bool):
+        return f"is {value}"
+    return f"{value} is {'not a whole number' if isinstance(given, float) else kind_of(given)}"
 
 
-def _range(field: str) -> str:
-    """What a field may hold, in words."""
+def _range(field: str, label: str) -> str:
+    """What a field may hold, in words; the original's values under the original's name."""
     schema = Request.model_json_schema()["properties"][field]
     schema = next((part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"), schema)
     if "enum" in schema or "const" in schema:
-        return " or ".join(schema.get("enum", [schema.get("const")]))
+        return " or ".join(ALIASED_VALUES.get(label) or schema.get("enum") or [schema["const"]])
     kind = {"integer": "a whole number", "number": "a number", "string": "text in quotes"}[schema.get("type", "string")]
     if schema.get("maximum") == MAX_SEED:
         return "-1 (draw one) or a whole number from 0"
@@ -307,11 +314,7 @@ def _range(field: str) -> str:
 
 def _suggest(field: str) -> str:
     known = [*Request.model_fields, *ALIASES]
-    close = difflib.get_close_matches(field.lower().replace("-", "_"), known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(shorten(field).lower().replace("-", "_"), known, n=1, cutoff=0.7)
     if close:
         return f"did you mean {close[0]}?"
     return "known fields: " + ", ".join(Request.model_fields)
-
-
-def _shorten(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -91,14 +91,18 @@ def capture_beside(sources: Iterable[Source], folder: Path, build: Path) -> Path
     """Take every source into a hidden folder beside the drop, and copy it into `build`; that hidden folder.
 
     For a `build` that a rename cannot reach. The caller gives the hidden folder to `discard` when the job stands, or to
-    `release`.
+    `release`; after an error everything was put back.
     """
     sources = list(sources)
     beside = folder / HIDDEN_FOLDER / secrets.token_hex(8)
     atomic.make_folder(beside)
-    capture(sources, folder, beside)
-    for source in sources:
-        atomic.copy(beside / source.name, build / source.name)
+    try:
+        capture(sources, folder, beside)
+        for source in sources:
+            atomic.copy(beside / source.name, build / source.name)
+    except (OSError, DropChangedError):
+        release(beside)
+        raise
     return beside
 
 
@@ -130,10 +134,15 @@ def give_back(place: Path) -> list[Path]:
         return []
     folder, names = Path(origin["folder"]), origin["names"]
     held = {stored: name for stored, name in names.items() if os.path.lexists(place / stored)}
+    atomic.make_folder(folder)  # a preset's folder may have been removed meanwhile
     back: list[Path] = []
     for number in range(10_000):
         targets = {stored: folder / _numbered(name, number) for stored, name in held.items()}
         if not any(os.path.lexists(target) for target in targets.values()):
+            if number:
+                # Written down first, so that a crash in between does not tear the set apart.
+                renamed = {stored: target.name for stored, target in targets.items()}
+                atomic.write_json(place / ORIGIN_FILE, origin | {"names": renamed})
             for stored, target in targets.items():
                 atomic.move(place / stored, target)
                 back.append(target)

@@ -17,7 +17,7 @@ from framepack_daemon.request import Request, build
 from framepack_daemon.spool import names
 from framepack_daemon.spool.capture import Source
 from framepack_daemon.spool.queue import PRECEDENCE, Queue
-from framepack_daemon.strict_json import parse_json
+from framepack_daemon.strict_json import MAX_SIDECAR_BYTES, parse_json
 
 _IDENTITY = {role: place for place, role in enumerate(Role)}  # the order in which contents enter the id
 
@@ -46,12 +46,21 @@ def read_request(drop: Drop, place: Path) -> Request:
     """The request of the files in `place`; RequestError names what is wrong with it."""
     sidecar = next((part.name for part in drop.parts if part.role is Role.SIDECAR), None)
     end_frame = next((part.name for part in drop.parts if part.role is Role.END_FRAME), None)
-    data = (place / stored_name(sidecar)).read_bytes() if sidecar else b"{}"
+    data = sidecar_bytes(place / stored_name(sidecar)) if sidecar else b"{}"
     fields = sidecar_fields(sidecar or "", data)
     defaults = parse_json(drop.defaults, "defaults.json") if drop.defaults is not None else {}
     if end_frame:
         fields["last_image"] = end_frame
-    return build(fields, defaults)
+    request = build(fields, defaults)
+    if request.last_image and not end_frame:
+        raise RequestError("last_image: there is no end frame", hint="put it beside the picture, as in beach.last.jpg")
+    return request
+
+
+def sidecar_bytes(path: Path) -> bytes:
+    """The content of a sidecar, or so much of it that parsing refuses it for its size."""
+    with path.open("rb") as stream:
+        return stream.read(MAX_SIDECAR_BYTES + 1)
 
 
 def sidecar_fields(name: str, data: bytes) -> dict[str, Any]:
@@ -88,7 +97,7 @@ def _counts(part: Part, *, aside: bool) -> bool:
 
 def known_as(queue: Queue, run: Run) -> State | None:
     """The state in which this very content is known already."""
-    for state in PRECEDENCE:
+    for state in PRECEDENCE * 2:  # as in Queue.state_of
         earlier = queue.run(state, run.job)
         if earlier is not None and [item.sha256 for item in earlier.files] == [item.sha256 for item in run.files]:
             return state

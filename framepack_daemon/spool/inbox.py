@@ -29,7 +29,7 @@ from framepack_daemon.media import image as pictures
 from framepack_daemon.request import build
 from framepack_daemon.spool import names
 from framepack_daemon.spool.capture import Signature, Source, signature
-from framepack_daemon.spool.drop import Drop, Part, sidecar_fields
+from framepack_daemon.spool.drop import Drop, Part, sidecar_bytes, sidecar_fields
 from framepack_daemon.spool.names import Kind, Name
 from framepack_daemon.strict_json import MAX_SIDECAR_BYTES, parse_json
 
@@ -152,10 +152,7 @@ class Inbox:
         """(what is wrong with the files' content, whether to wait for more of it)."""
         for name, read in group.members:
             watched = self._watched[group.folder / name]
-            if not watched.judged:
-                watched.problem = judge(group.folder / name, read.kind)
-                watched.judged = True
-            problem = watched.problem
+            problem = self._problem(group.folder / name, read.kind, watched)
             if problem is None:
                 continue
             until = watched.since + self.timing.settle + self.timing.incomplete
@@ -166,6 +163,15 @@ class Inbox:
                 return problem, True
             return problem, False
         return None, False
+
+    def _problem(self, path: Path, kind: Kind, watched: _Watched) -> FramepackError | None:
+        """What is wrong with the content; looked at once, but for a file that cannot be read, which is said once."""
+        if not watched.judged:
+            before, watched.problem = watched.problem, judge(path, kind)
+            watched.judged = not isinstance(watched.problem, DropUnreadableError)
+            if not watched.judged and before is None and watched.problem:
+                _log.warning("drop_unreadable", file=str(path), reason=watched.problem.message)
+        return watched.problem
 
 
 def groups(folder: Path) -> Iterator[Group]:
@@ -178,7 +184,7 @@ def groups(folder: Path) -> Iterator[Group]:
                 if read is not None and entry.is_file(follow_symlinks=False):
                     group = found.setdefault(read.stem, Group(folder, read.stem))
                     group.members.append((entry.name, read))
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return
     for stem in sorted(found):
         found[stem].members.sort(key=lambda member: member[0])
@@ -196,19 +202,23 @@ def presets(root: Path, excluded: set[Path] | None = None) -> list[Path]:
             ]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(
-        path for path in folders if path.resolve() not in (excluded or ()) and (path / names.DEFAULTS_NAME).is_file()
-    )
+    return sorted(path for path in folders if path.resolve() not in (excluded or ()) and _is_preset(path))
+
+
+def _is_preset(folder: Path) -> bool:
+    try:
+        return signature(folder / names.DEFAULTS_NAME) is not None
+    except PermissionError:
+        return False
 
 
 def read_preset(folder: Path) -> Preset:
     """The preset of a folder; one that does not parse holds the folder's drops back, so that none runs without it."""
     path = folder / names.DEFAULTS_NAME
-    if signature(path) is None:
-        return Preset()
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_SIDECAR_BYTES + 1)  # parse_json refuses more
+        if signature(path) is None:
+            return Preset()
+        data = sidecar_bytes(path)
         fields = parse_json(data, names.DEFAULTS_NAME)
         build({"prompt": "-"} | fields)
     except OSError as error:
@@ -262,9 +272,13 @@ def judge(path: Path, kind: Kind) -> FramepackError | None:
             return RequestError(
                 f"{path.name}: is {size} bytes long", hint=f"at most {MAX_SIDECAR_BYTES} bytes are read"
             )
-        sidecar_fields(path.name, path.read_bytes())
+        sidecar_fields(path.name, sidecar_bytes(path))
     except FramepackError as error:
         return error
+    except OSError as error:
+        return DropUnreadableError(
+            f"{path.name}: cannot be read: {error.strerror}", hint="let the daemon's user read it"
+        )
     return None
 
 
@@ -273,7 +287,10 @@ def _wants_end_frame(group: Group, preset: Preset) -> bool:
     if group.of(Kind.END_FRAME):
         return False
     sidecar = group.of(Kind.SIDECAR)
-    fields = parse_json((group.folder / sidecar[0]).read_bytes()) if sidecar else {}
+    try:
+        fields = parse_json(sidecar_bytes(group.folder / sidecar[0])) if sidecar else {}
+    except (RequestError, OSError):
+        return False  # it has other faults, or is being replaced
     return (preset.fields | fields).get("last_image") is not None
 
 
@@ -300,15 +317,8 @@ def halves(root: Path) -> list[tuple[str, str]]:
         preset = read_preset(folder)
         for group in groups(folder):
             reason = f"a valid preset: {preset.problem}" if preset.problem else missing(group, preset)
-            if not reason and _missing_end_frame(group, preset):
+            if not reason and _wants_end_frame(group, preset):
                 reason = f"the end frame, {group.stem}.last.jpg"
             if reason:
                 waiting += [(str((folder / name).relative_to(root)), reason) for name, _ in group.members]
     return waiting
-
-
-def _missing_end_frame(group: Group, preset: Preset) -> bool:
-    try:
-        return _wants_end_frame(group, preset)
-    except (RequestError, OSError):
-        return False

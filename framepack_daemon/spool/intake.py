@@ -49,9 +49,7 @@ class Intake(threading.Thread):
     def run(self) -> None:
         """The thread's work."""
         while not self._ended.is_set():
-            # Watch first: what comes during the scan rings for the next one.
             self._rung.clear()
-            self._bell.watch(self._inbox.folders())
             due = self._try_to_look()
             pause = self._poll_seconds if is_remote(self._inbox.root) else self._rescan_seconds
             self._rung.wait(pause if due is None else min(pause, due))
@@ -74,6 +72,8 @@ class Intake(threading.Thread):
 
         A drop that cannot be taken does not keep the others: the first of their errors is raised in the end.
         """
+        # Watch first: what comes during the scan rings for the next one.
+        self._bell.watch(self._inbox.folders())
         scan = self._inbox.scan()
         failure: OSError | None = None
         due = scan.due_seconds

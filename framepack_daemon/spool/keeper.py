@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from framepack_daemon import atomic
-from framepack_daemon.job import ID_DIGITS, OUTCOME_FILE, REQUEST_FILE, Outcome, State, now
+from framepack_daemon.job import ID_DIGITS, OUTCOME_FILE, REQUEST_FILE, Outcome, Run, State, now
 from framepack_daemon.spool import capture, status, watch
 from framepack_daemon.spool.add import Door
 from framepack_daemon.spool.queue import PRECEDENCE, Queue
@@ -134,10 +134,11 @@ class Keeper:
         if run is not None and run.job != job:
             self.queue.set_aside(folder)
             return False
-        whole = run is not None and all((folder / item.name).exists() for item in run.files)
+        there = [item for item in run.files if capture.signature(folder / item.name)] if run else []
+        whole = run is not None and len(there) == len(run.files)
         if run is None or not whole or not (folder / REQUEST_FILE).exists():
             if self._stands_still(folder):
-                self.door.add_again(folder)
+                self._refuse_pruned(run) if run and not there else self.door.add_again(folder)
             return False
         outcome = atomic.read_json(folder / OUTCOME_FILE)
         if outcome is not None:
@@ -146,13 +147,26 @@ class Keeper:
             earlier = (outcome.get("video") or {}).get("sha256")
             videos = (*run.videos, earlier) if earlier else run.videos
             self.queue.save_run(State.PENDING, run.requeued(attempts=0, started_at=None, videos=videos))
-            (folder / OUTCOME_FILE).replace(folder / PREVIOUS_OUTCOME)
             self.discard_scratch(job)
+            (folder / OUTCOME_FILE).replace(folder / PREVIOUS_OUTCOME)
             _log.info("job_retried", job=job)
         elif interrupted:
             self.queue.save_run(State.PENDING, run.requeued(attempts=max(run.attempts - 1, 0)))
         self.writer.write(job, State.PENDING)
         return True
+
+    def _refuse_pruned(self, run: Run) -> None:
+        """Put back a job that has nothing but its record, so that it stays known."""
+        folder = self.queue.path(State.PENDING, run.job)
+        problem = {
+            "code": "pruned",
+            "message": f"was pruned; {run.files[0].original} is no longer there",
+            "hint": f"`framepack-daemon remove {run.job}` forgets it; then drop the files again",
+        }
+        outcome = {"outcome": Outcome.FAILED, "message": problem["message"], "error": problem, "finished_at": now()}
+        atomic.write_json(folder / OUTCOME_FILE, (atomic.read_json(folder / OUTCOME_FILE) or {}) | outcome)
+        self.queue.move(run.job, State.PENDING, State.FAILED)
+        self.writer.write(run.job, State.FAILED)
 
     def _enter_processing(self, job: str) -> bool:
         if job not in self._held and not self._is_completed(job):
@@ -163,7 +177,11 @@ class Keeper:
     def _enter_ended(self, job: str, state: State) -> bool:
         folder = self.queue.path(state, job)
         run = self.queue.run(state, job)
-        if (folder / OUTCOME_FILE).exists() or run is None:
+        if run is None:
+            return True
+        if (folder / OUTCOME_FILE).exists():
+            if job in self.seen:  # it was moved by hand
+                self.writer.write(job, state)
             return True
         if run.job == job:
             outcome: dict[str, Any] = {"outcome": Outcome.CANCELLED, "message": "cancelled", "finished_at": now()}

@@ -6,6 +6,7 @@ does not allow gets a `StateError` that says what does. Needs no daemon.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import time
 from collections.abc import Callable
@@ -81,7 +82,10 @@ def _retry(queue: Queue, job: str, state: State) -> str:
     run = queue.run(state, job)
     gone = [item.original for item in run.files if not (queue.path(state, job) / item.name).exists()] if run else []
     if gone:
-        raise StateError(f"{job}: was pruned; {', '.join(gone)} is no longer there", hint="drop the files again")
+        raise StateError(
+            f"{job}: was pruned; {', '.join(gone)} is no longer there",
+            hint=f"`framepack-daemon remove {job}` forgets it; then drop the files again",
+        )
     queue.move(job, state, State.PENDING)
     return f"{job}: waits to run again"
 
@@ -157,8 +161,11 @@ def prune(
     limit = time.time() - older_than_seconds if older_than_seconds is not None else float("-inf")
     pruned = []
     for place, (when, state, job) in enumerate(ended):
-        if (place < too_many or when < limit) and _prune(queue, outputs, state, job, videos=videos, forget=forget):
-            pruned.append(job)
+        if place < too_many or when < limit:
+            # One that is run again or removed at this moment is no longer ours to prune.
+            with contextlib.suppress(FileNotFoundError):
+                if _prune(queue, outputs, state, job, videos=videos, forget=forget):
+                    pruned.append(job)
     return pruned
 
 

@@ -7,6 +7,7 @@ again), the video as a hidden copy that is verified and renamed without replacin
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class Publisher:
         source = self.work_dir / run.job / VIDEO_NAME
         for number in range(1, MAX_NAMES):
             target = self.outputs / (f"{run.job}.mp4" if number == 1 else f"{run.job}.{number}.mp4")
-            there = atomic.digest(target)[1] if target.is_file() else None
+            there = _digest(target)
             if there == sha256:
                 return target.name
             if there is None:
@@ -113,6 +114,16 @@ class Publisher:
         """Remove hidden copies that a crash left."""
         for path in self.outputs.glob(f".{_escape(job)}.mp4.*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of the file there; None when the name is free, empty for what is no plain file that we may read."""
+    if not os.path.lexists(path):
+        return None
+    try:
+        return atomic.digest(path)[1] if path.is_file() and not path.is_symlink() else ""
+    except PermissionError:
+        return ""
 
 
 def _expect(path: Path, sha256: str) -> None:

@@ -1,7 +1,7 @@
 """The four state folders: where jobs stand, and the one way in which they change place.
 
 The folder a job stands in is its state; this module lists, finds and renames, and keeps nothing in memory but a
-cache of records that it checks by the directory's own time stamp. Knows neither drops nor workers.
+cache of records that it checks by the record's inode and time stamp. Knows neither drops nor workers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from framepack_daemon.job import RUN_FILE, Run, State
 
 # Where the same id stands twice, the first of these is the job and the other a conflict.
 PRECEDENCE = (State.PROCESSING, State.DONE, State.FAILED, State.PENDING)
+MAX_NAME_BYTES = 255
+MAX_ASIDE_BYTES = 200  # of a directory's name that one set aside keeps; the rest is for `.conflict-N.status.json`
 
 
 class Queue:
@@ -25,7 +27,7 @@ class Queue:
         self.building = root / ".building"  # jobs that are being put together; never a state
         self.trash = root / ".trash"  # jobs that are being removed
         self.pause_file = root / "pause"
-        self._records: dict[str, tuple[int, Run | None]] = {}
+        self._records: dict[str, tuple[tuple[int, int], Run | None]] = {}
 
     def make(self) -> None:
         """Make the folders that are missing."""
@@ -49,8 +51,11 @@ class Queue:
             return []
 
     def state_of(self, job: str) -> State | None:
-        """The state the job is in, or None."""
-        return next((state for state in PRECEDENCE if self.path(state, job).is_dir()), None)
+        """The state the job is in, or None; what is no bare name is no job."""
+        if not is_name(job):
+            return None
+        # Twice: a job that is claimed between two of the looks stands where the first time was looked already.
+        return next((state for state in PRECEDENCE * 2 if self.path(state, job).is_dir()), None)
 
     def move(self, job: str, source: State, target: State) -> None:
         """Change the job's state: one rename.
@@ -75,12 +80,13 @@ class Queue:
     def waiting(self) -> list[str]:
         """Ids of the pending jobs in the order in which they will run: priority, then how long they have waited."""
         order: list[tuple[int, str, str]] = []
-        seen: dict[str, tuple[int, Run | None]] = {}
+        seen: dict[str, tuple[tuple[int, int], Run | None]] = {}
         for job in self.names(State.PENDING):
             try:
-                stamp = self.path(State.PENDING, job).stat().st_mtime_ns
+                found = (self.path(State.PENDING, job) / RUN_FILE).lstat()
             except FileNotFoundError:
                 continue
+            stamp = found.st_ino, found.st_mtime_ns
             known = self._records.get(job)
             seen[job] = known if known and known[0] == stamp else (stamp, self.run(State.PENDING, job))
             run = seen[job][1]
@@ -89,10 +95,14 @@ class Queue:
         self._records = seen
         return [job for *_, job in sorted(order)]
 
-    def set_aside(self, path: Path) -> Path:
-        """Move a directory that clashes with a job to `failed/<name>.conflict-N`; where it is now."""
+    def set_aside(self, path: Path, name: str = "") -> Path:
+        """Move a directory that clashes with a job to `failed/<name>.conflict-N`; where it is now.
+
+        `name` is that of the directory unless it is given.
+        """
+        name = os.fsencode(name or path.name)[:MAX_ASIDE_BYTES].decode(errors="ignore")
         for number in range(1, 10_000):
-            target = self.path(State.FAILED, f"{path.name}.conflict-{number}")
+            target = self.path(State.FAILED, f"{name}.conflict-{number}")
             try:
                 atomic.move(path, target)
             except FileExistsError:
@@ -103,6 +113,7 @@ class Queue:
     def discard(self, path: Path) -> None:
         """Remove a directory of the queue: out of sight by one rename, then for good."""
         hidden = self.trash / atomic.hidden_name(path.name)
+        atomic.make_folder(self.trash)
         atomic.move(path, hidden)
         atomic.remove_tree(hidden)
 
@@ -125,3 +136,9 @@ class Queue:
             run = replace(run, attempts=run.attempts + 1, started_at=run.started_at or started_at)
             self.save_run(State.PROCESSING, run)
         return run
+
+
+def is_name(text: str) -> bool:
+    """Whether the text can be the name of a directory: never a path that leads elsewhere."""
+    fits = 0 < len(text.encode(errors="surrogatepass")) <= MAX_NAME_BYTES
+    return fits and "/" not in text and "\0" not in text and not text.startswith(".")

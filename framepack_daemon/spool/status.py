@@ -6,8 +6,10 @@ logged once and the job goes on.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,13 @@ from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run,
 from framepack_daemon.spool.queue import Queue
 
 SUFFIX = ".status.json"
-DROPPED_AGAIN = "dropped again: use `framepack-daemon retry`, or move it to pending/, to render it once more"
+_ONCE_MORE = "dropped again: use `framepack-daemon retry`, or move it to pending/, to render it once more"
+DROPPED_AGAIN = {
+    State.PENDING: "waits for its turn; it was dropped again, which starts nothing",
+    State.PROCESSING: "is being rendered; it was dropped again, which starts nothing",
+    State.DONE: _ONCE_MORE,
+    State.FAILED: _ONCE_MORE,
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -33,17 +41,20 @@ class StatusWriter:
 
     def write(self, job: str, place: State, **changes: Any) -> None:
         """Write the status of a job that stands in `place`; `changes` are fields of the file (design section 7)."""
-        run = self.queue.run(place, job)
-        if run is None:
-            return
-        body = compose(self.queue, run, place) | changes
-        self._put(job, body, durable=body["state"] in (State.DONE, State.FAILED))
+        with self._lock():
+            run = self.queue.run(place, job)
+            if run is None:
+                return
+            # A directory that was set aside has a record of another job's id.
+            body = compose(self.queue, replace(run, job=job), place) | changes
+            self._put(job, body, durable=body["state"] in (State.DONE, State.FAILED))
 
     def amend(self, job: str, **changes: Any) -> None:
         """Change fields of a status file that is there."""
-        body = read(self.outputs, job)
-        if body is not None:
-            self._put(job, body | changes, durable=False)
+        with self._lock():
+            body = read(self.outputs, job)
+            if body is not None:
+                self._put(job, body | changes, durable=False)
 
     def ended_outside(self, job: str) -> None:
         """Say of a job whose directory was removed that it is no more, unless it had ended before."""
@@ -52,6 +63,14 @@ class StatusWriter:
             self.amend(
                 job, state=State.FAILED, outcome=Outcome.CANCELLED, message="removed from the queue", progress=None
             )
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep other threads and processes from putting an older status back, where the folder can be locked."""
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError):
+                held.enter_context(atomic.locked(self.outputs))
+            yield
 
     def _put(self, job: str, body: dict[str, Any], *, durable: bool) -> None:
         try:

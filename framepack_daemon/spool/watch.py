@@ -105,10 +105,10 @@ def folder_identity(path: Path) -> tuple[int, int] | None:
 
 def file_system(path: Path) -> str:
     """Type of the file system that `path` is on, as the kernel calls it; empty when that cannot be told."""
-    device = os.stat(path).st_dev  # noqa: PTH116
-    wanted = f"{os.major(device)}:{os.minor(device)}"
     best = ""
     try:
+        device = os.stat(path).st_dev  # noqa: PTH116
+        wanted = f"{os.major(device)}:{os.minor(device)}"
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return ""

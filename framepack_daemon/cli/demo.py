@@ -207,9 +207,10 @@ def _until(true: Callable[[], bool], limit_seconds: float, problem: str, alive: 
 
 def _how_to_go_on(settings: Settings) -> None:
     note("")
-    note(
-        f"Your own: `{Path(sys.executable).parent / 'framepack-daemon'} run`, then copy a picture and a .json of its name into {settings.inbox}."
-    )
-    note("All that a sidecar can say: `framepack-daemon schema`. How things stand: `framepack-daemon status --watch`.")
+    program = Path(sys.executable).parent / "framepack-daemon"
+    note(f"Your own: {program} run")
+    note(f"then copy a picture and a .json of its name into {settings.inbox}")
+    note(f"What a sidecar can say: {program} schema")
+    note(f"How things stand: {program} status --watch")
     if settings.model == "tiny" and machine.gpus():
         note("This machine has an NVIDIA GPU. The real model: make demo MODEL=framepack-i2v")

@@ -177,7 +177,7 @@ class Door:
         earlier = known_as(self.queue, run)
         if earlier is not None:
             self.queue.discard(place)
-            self.writer.amend(run.job, message=status.DROPPED_AGAIN[earlier])
+            self.writer.dropped_again(run.job, earlier)
             return False
         atomic.write_json(place / RUN_FILE, run.as_dict())
         (place / ORIGIN_FILE).unlink(missing_ok=True)

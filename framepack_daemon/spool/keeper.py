@@ -180,7 +180,8 @@ class Keeper:
         if run is None:
             return True
         if (folder / OUTCOME_FILE).exists():
-            if job in self.seen:  # it was moved by hand
+            # It was moved by hand, or a crash came before its status was written.
+            if job in self.seen or not status.path(self.outputs, job).exists():
                 self.writer.write(job, state)
             return True
         if run.job == job:

@@ -20,13 +20,9 @@ from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run,
 from framepack_daemon.spool.queue import Queue
 
 SUFFIX = ".status.json"
+# What is said of a job whose files were dropped again.
+_WAITS_ALREADY = "it was dropped again, which starts nothing"
 _ONCE_MORE = "dropped again: use `framepack-daemon retry`, or move it to pending/, to render it once more"
-DROPPED_AGAIN = {
-    State.PENDING: "waits for its turn; it was dropped again, which starts nothing",
-    State.PROCESSING: "is being rendered; it was dropped again, which starts nothing",
-    State.DONE: _ONCE_MORE,
-    State.FAILED: _ONCE_MORE,
-}
 
 _log = structlog.get_logger(__name__)
 
@@ -55,6 +51,14 @@ class StatusWriter:
             body = read(self.outputs, job)
             if body is not None:
                 self._put(job, body | changes, durable=False)
+
+    def dropped_again(self, job: str, place: State) -> None:
+        """Say that the job's files came once more, beside what there is to say of it."""
+        if place in (State.PENDING, State.PROCESSING):
+            self.amend(job, message=f"{_MESSAGES[place]}; {_WAITS_ALREADY}")
+        else:
+            outcome = atomic.read_json(self.queue.path(place, job) / OUTCOME_FILE) or {}
+            self.write(job, place, message=f"{outcome.get('message') or _MESSAGES[place]}; {_ONCE_MORE}")
 
     def ended_outside(self, job: str) -> None:
         """Say of a job whose directory was removed that it is no more, unless it had ended before."""

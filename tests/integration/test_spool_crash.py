@@ -6,19 +6,25 @@ as a daemon does at its start. Every n is tried until the work comes through.
 
 from __future__ import annotations
 
-import ctypes
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from spool_bench import Bench
+from spool_bench import SIDECAR, Bench
 
 from framepack_daemon import atomic
-from framepack_daemon.job import State
+from framepack_daemon.errors import DropError
+from framepack_daemon.job import Role, State, stored_name
 from framepack_daemon.spool import moves
+from framepack_daemon.spool.capture import Source, signature
+from framepack_daemon.spool.drop import Drop, Part
+from framepack_daemon.spool.inbox import groups
+from framepack_daemon.spool.names import Kind
 
 OTHER_FILE_SYSTEM = Path("/dev/shm")
 DIED = 77
@@ -73,21 +79,56 @@ def drops(bench: Bench) -> dict[str, set[str]]:
     return found
 
 
-def recover(bench: Bench) -> None:
+def found(bench: Bench, stem: str = "beach") -> list[Drop]:
+    """What a scan of the drop folder gives, without looking into the files: that is tested elsewhere and takes long."""
+    members = [group.members for group in groups(bench.inbox) if group.stem == stem]
+    roles = {Kind.IMAGE: Role.IMAGE, Kind.SIDECAR: Role.SIDECAR}
+    drops = []
+    for group in members:
+        parts = []
+        for name, read in group:
+            look = signature(bench.inbox / name)
+            assert look is not None
+            parts.append(Part(roles[read.kind], name, Source(bench.inbox / name, stored_name(name), look)))
+        drops.append(Drop(stem, tuple(parts), folder=bench.inbox))
+    return drops
+
+
+def take(bench: Bench, refusal: DropError | None = None) -> None:
+    """Enter what lies in the drop folder, as good or as refused."""
+    for drop in found(bench):
+        assert len(drop.parts) == 2, "a pair was torn apart"
+        bench.door.add(replace(drop, refusal=refusal))
+
+
+def recover(bench: Bench, refusal: DropError | None = None) -> None:
     """What a daemon does at its start, and its first scan."""
     bench.keeper.seen.clear()
     bench.keeper.recover(bench.scanner.folders())
-    bench.take()
+    take(bench, refusal)
+
+
+@pytest.fixture
+def benches(tmp_path: Path, picture: Path) -> Iterator[Callable[..., Bench]]:
+    """Makes one bench after the other, on a file system in memory; the last one is removed when the next is made."""
+    root = OTHER_FILE_SYSTEM / f"framepack-crash-{os.getpid()}"
+
+    def make(device: str = "same") -> Bench:
+        for folder in (root, tmp_path / "bench"):
+            shutil.rmtree(folder, ignore_errors=True)
+        return Bench(tmp_path / "bench", picture, queue=root) if device == "other" else Bench(root, picture)
+
+    yield make
+    shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.mark.parametrize("variations", [1, 2])
 @pytest.mark.parametrize("device", ["same", "other"])
-def test_intake(tmp_path: Path, picture: Path, variations: int, device: str) -> None:
-    queue = OTHER_FILE_SYSTEM / f"framepack-crash-{os.getpid()}" if device == "other" else None
+def test_intake(benches: Callable[..., Bench], variations: int, device: str) -> None:
     for point in range(MAX_POINTS):
-        bench = Bench(tmp_path / str(point), picture, queue=queue)
+        bench = benches(device)
         bench.drop(variations=variations)
-        died = dies_at(point, bench.take)
+        died = dies_at(point, lambda: take(bench))  # noqa: B023  done before the next turn
         recover(bench)
         jobs = bench.jobs(State.PENDING)
         assert len(jobs) == variations, point
@@ -99,9 +140,6 @@ def test_intake(tmp_path: Path, picture: Path, variations: int, device: str) -> 
             assert all(atomic.digest(folder / item.name) == (item.bytes, item.sha256) for item in run.files), point
             assert bench.status(job)["state"] == "pending"
         assert not list(bench.queue.building.iterdir()), point
-        shutil.rmtree(bench.root)
-        if queue:
-            shutil.rmtree(queue)
         if not died:
             break
     assert not died
@@ -109,13 +147,31 @@ def test_intake(tmp_path: Path, picture: Path, variations: int, device: str) -> 
     print(f"{point} crash points")  # noqa: T201  the count is what the reliability page tells
 
 
-def test_a_known_drop_is_consumed_or_still_there(tmp_path: Path, picture: Path) -> None:
+@pytest.mark.parametrize("device", ["same", "other"])
+def test_a_refused_drop_stays_refused_and_whole(benches: Callable[..., Bench], device: str) -> None:
+    refusal = DropError("is a conflict copy", hint="decide")
     for point in range(MAX_POINTS):
-        bench = Bench(tmp_path / str(point), picture)
+        bench = benches(device)
         bench.drop()
-        job = bench.take_one()
+        died = dies_at(point, lambda: take(bench, refusal))  # noqa: B023
+        recover(bench, refusal)
+        (job,) = bench.jobs(State.FAILED)
+        assert drops(bench) == {"beach.png": {job}, "beach.json": {job}}, point
+        assert bench.jobs(State.PENDING) == [], point
+        assert bench.status(job)["message"].startswith("is a conflict copy")
+        if not died:
+            break
+    assert not died
+
+
+def test_a_known_drop_is_consumed_or_still_there(benches: Callable[..., Bench]) -> None:
+    for point in range(MAX_POINTS):
+        bench = benches()
         bench.drop()
-        died = dies_at(point, bench.take)
+        take(bench)
+        (job,) = bench.jobs(State.PENDING)
+        bench.drop()
+        died = dies_at(point, lambda: take(bench))  # noqa: B023
         recover(bench)
         assert bench.jobs(State.PENDING) == [job]
         assert bench.jobs(State.FAILED) == []
@@ -125,14 +181,37 @@ def test_a_known_drop_is_consumed_or_still_there(tmp_path: Path, picture: Path) 
     assert not died
 
 
-@pytest.mark.parametrize("act", ["cancel", "interrupt", "remove"])
-def test_moves(tmp_path: Path, picture: Path, act: str) -> None:
+def test_taking_a_changed_job_again(benches: Callable[..., Bench]) -> None:
     for point in range(MAX_POINTS):
-        bench = Bench(tmp_path / str(point), picture)
+        bench = benches()
         bench.drop()
-        job = bench.take_one()
+        take(bench)
+        (job,) = bench.jobs(State.PENDING)
+        folder = bench.queue.path(State.PENDING, job)
+        (folder / "beach.json").write_text(json.dumps(SIDECAR | {"seed": 8}))
+        died = dies_at(point, lambda: bench.door.add_again(folder))  # noqa: B023
+        bench.keeper.seen.clear()
+        bench.keeper.recover([bench.inbox])
+        if (there := bench.jobs(State.PENDING)) == [job]:
+            there = bench.door.add_again(folder).jobs
+        assert len(there) == 1, point
+        assert there != [job]
+        assert bench.status(there[0])["request"]["seed"] == 8
+        assert not list(bench.queue.building.iterdir()), point
+        if not died:
+            break
+    assert not died
+
+
+@pytest.mark.parametrize("act", ["cancel", "interrupt", "remove"])
+def test_moves(benches: Callable[..., Bench], act: str) -> None:
+    for point in range(MAX_POINTS):
+        bench = benches()
+        bench.drop()
+        take(bench)
+        (job,) = bench.jobs(State.PENDING)
         bench.queue.move(job, State.PENDING, State.PROCESSING)
-        died = dies_at(point, lambda: getattr(moves, act)(bench.queue, job))  # noqa: B023  done before the next turn
+        died = dies_at(point, lambda: getattr(moves, act)(bench.queue, job))  # noqa: B023
         recover(bench)
         places = [state for state in State if job in bench.queue.names(state)]
         assert len(places) <= 1
@@ -143,11 +222,12 @@ def test_moves(tmp_path: Path, picture: Path, act: str) -> None:
     assert not died
 
 
-def test_publishing(tmp_path: Path, picture: Path) -> None:
+def test_publishing(benches: Callable[..., Bench]) -> None:
     for point in range(MAX_POINTS):
-        bench = Bench(tmp_path / str(point), picture)
+        bench = benches()
         bench.drop()
-        job = bench.take_one()
+        take(bench)
+        (job,) = bench.jobs(State.PENDING)
         bench.queue.move(job, State.PENDING, State.PROCESSING)
         scratch = bench.work / job
         scratch.mkdir()
@@ -177,50 +257,3 @@ def test_publishing(tmp_path: Path, picture: Path) -> None:
             break
     assert not died
     assert point > 20
-
-
-def test_a_rename_that_was_done_but_reported_an_error_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, target = tmp_path / "a", tmp_path / "b"
-    source.write_text("x")
-
-    def lying(old: Path, new: Path) -> None:
-        old.rename(new)
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(atomic, "_rename_without_replacing", lying)
-    atomic.move(source, target)
-    assert target.read_text() == "x"
-
-
-def test_a_move_never_replaces(tmp_path: Path) -> None:
-    for kind in ("file", "folder"):
-        source, target = tmp_path / f"{kind}-a", tmp_path / f"{kind}-b"
-        for path in (source, target):
-            path.write_text(path.name) if kind == "file" else path.mkdir()
-        with pytest.raises(FileExistsError):
-            atomic.move(source, target)
-        assert source.exists()
-
-
-def test_the_fallback_of_a_file_system_without_exclusive_rename_never_replaces_either(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Old:
-        """A C library on a file system that does not know the flag."""
-
-        @staticmethod
-        def renameat2(*_: object) -> int:
-            ctypes.set_errno(22)
-            return -1
-
-    monkeypatch.setattr(atomic, "_libc", Old)
-    source, target = tmp_path / "a", tmp_path / "b"
-    source.mkdir()
-    target.mkdir()
-    with pytest.raises(FileExistsError):
-        atomic.move(source, target)
-    target.rmdir()
-    atomic.move(source, target)
-    assert target.is_dir()

@@ -22,10 +22,29 @@ def wrong(**fields: object) -> bytes:
 WRONG: list[tuple[bytes, str, str]] = [
     (b"", "is empty", '{"prompt"'),
     (b"   \n", "is empty", '{"prompt"'),
-    (b'{"prompt": "waves"', "line 1", "ends too early"),
-    (b'{"prompt": "waves', "Unterminated string", "ends too early"),
-    (b'{"prompt": "waves",}', "line 1, column 20", "mend that place"),
-    (b"{'prompt': 'waves'}", "double quotes", "mend that place"),
+    (b'{"prompt": "waves"', "ends too early, at line 1", "closing }"),
+    (b'{"prompt": "waves', "begins at line 1, column 12 has no end", 'close it with a "'),
+    (b'{"prompt": "waves",}', "a comma too many", "remove that comma"),
+    (b"{'prompt': 'waves'}", "line 1, column 2: quotes that JSON does not know", '" quotes'),
+    ('{“prompt”: "waves"}'.encode(), "quotes that JSON does not know", '" quotes'),
+    (b"{prompt: 1}", "a name without quotes", '" quotes'),
+    (b'{"prompt": "a" "seed": 1}', "no comma before this", "add it"),
+    (b'{"prompt" "a"}', "no colon before this", "add it"),
+    (b'{"prompt": "a"}\n{"prompt": "b"}', "line 2, column 1: something follows", "keep one object"),
+    (b'{"prompt": "a"} // a comment', "line 1, column 17: a comment", "remove it"),
+    (b'{\n  # a comment\n  "prompt": "a"\n}', "line 2, column 3: a comment", "remove it"),
+    (b'{"prompt": "a", "use_teacache": False}', "True and False are not JSON", "true or false"),
+    (b'{"prompt": "a", "model": None}', "None is not JSON", "null"),
+    (b'{"prompt": "a", "crf": +5}', "not a number as JSON writes it", "5 for +5"),
+    (b'{"prompt": "a\nb"}', "a line break inside a text", "\\n"),
+    (b'{"prompt": "a\tb"}', "a tab inside a text", "\\t"),
+    (b'{"prompt": "a\x07b"}', "a control character inside a text", "remove it"),
+    (b'{"prompt": "C:\\dir"}', "a backslash that means nothing", "\\\\"),
+    (b"waves", "line 1, column 1: is not JSON", '{"prompt"'),
+    (b'{"prompt": "' + b"x" * (1 << 20) + b'"}', "is 1048590 bytes long", "at most 1048576"),
+    (b'{"\\u001b[31m": 1, "prompt": "a"}', "\\x1b[31m: unknown field", "known fields"),
+    (b'{"' + b"x" * 1000 + b'": 1, "prompt": "a"}', "x…: unknown field", "known fields"),
+    (b'{"\\ud800": 1, "prompt": "a"}', "the name of a field: has half a character", "again"),
     (b'\xef\xbb\xbf{"prompt": "waves"}', "byte order mark", "UTF-8 without"),
     ('{"prompt": "waves"}'.encode("utf-16"), "UTF-16", "UTF-8 without"),
     (b'{"prompt": "caf\xe9"}', "byte 15 is not UTF-8", "save it as UTF-8"),
@@ -53,10 +72,33 @@ WRONG: list[tuple[bytes, str, str]] = [
     (wrong(frames=0), "frames: 0 is out of range", "from 1 to 3601"),
     (wrong(frames=37.5), "frames: 37.5 is not a whole number", "a whole number from 1 to 3601"),
     (wrong(seed=-2), "seed: -2 is out of range", "-1 (draw one) or a whole number from 0"),
-    (wrong(seed=True), "seed: true is true or false", "a whole number"),
+    (wrong(seed=True), "seed: is true", "a whole number"),
+    (wrong(seed=2**63), "seed: 9223372036854775808 is out of range", "a whole number from 0"),
+    (b'{"prompt": "a", "seed": 1e999}', "seed: Infinity is not a whole number", "a whole number from 0"),
+    (wrong(gs=99), "gs: 99 is out of range", "gs is a number from 1 to 32"),
+    (wrong(sampling_mode="sideways"), 'sampling_mode: "sideways" is not a choice', "reverse or forward"),
+    (wrong(transformer_model="f2"), 'transformer_model: "f2" is not a choice', "base or f1"),
+    (wrong(cache="teacache"), "cache: caching is not part of this version", "remove the field"),
+    (wrong(codec="h265"), 'codec: "h265" is not a choice', "codec is h264"),
+    (wrong(priority=1.5), "priority: 1.5 is not a whole number", "from -100 to 100"),
+    (wrong(prompt={}), "prompt: {} is an object", "text in quotes"),
+    (wrong(prompt=None), "prompt: is null", "text in quotes"),
+    (wrong(Prompt="b"), "Prompt: unknown field", "did you mean prompt?"),
+    (wrong(num_frames=9), "num_frames: unknown field", "did you mean frames?"),
+    (wrong(model="../../secret"), 'model: "../../secret" is not a choice', "tiny"),
+    (wrong(lora_path="/etc/passwd"), "lora_path: LoRA is not part of this version", "remove the field"),
+    (wrong(last_image="~root"), "last_image: must be the bare name", "beach.last.jpg"),
+    (wrong(last_image="a\0b"), "last_image: has a NUL", "remove it"),
+    (wrong(last_image=".."), "last_image: must be the bare name", "beach.last.jpg"),
+    (wrong(resolution=10_000), "resolution: 10000 is ", "from 320 to 960"),
     (wrong(num_inference_steps=0), "num_inference_steps: 0", "from 1 to 100"),
-    (wrong(steps=25, num_inference_steps=25), "says the same as another field", "keep only num_inference_steps"),
-    (wrong(width=100, height=64), "width: 100 is out of range", "multiple of 16"),
+    (
+        wrong(steps=25, num_inference_steps=25),
+        "steps and num_inference_steps: are two names of one field",
+        "remove one",
+    ),
+    (wrong(width=100, height=64), "width: 100 is not a multiple of 16", "from 64 to 2048"),
+    (wrong(width=16, height=64), "width: 16 is out of range", "from 64 to 2048"),
     (wrong(width=64), "one is given without the other", "give both"),
     (wrong(resolution=640, width=64, height=64), "resolution: is given beside", "remove one"),
     (wrong(model="sora"), 'model: "sora" is not a choice', "framepack-i2v"),
@@ -66,7 +108,7 @@ WRONG: list[tuple[bytes, str, str]] = [
     (wrong(last_image="/etc/passwd"), "last_image: must be the bare name", "beach.last.jpg"),
     (wrong(last_image="b.last.jpg", sampling="vanilla"), "last_image: sampling vanilla", "inverted_anti_drifting"),
     (wrong(loras=[{"name": "x"}]), "loras: LoRA is not part of this version", "remove the field"),
-    (wrong(use_teacache=True), "use_teacache: caching is not part of this version", "false"),
+    (wrong(use_teacache=True), "use_teacache: caching is not part of this version", "remove"),
     (wrong(variations=1000), "variations: 1000", "from 1 to 100"),
     (wrong(guidance_scale=None), "guidance_scale: is null", "a number from 1 to 32"),
     (wrong(seconds=500, crf=99), "seconds: 500 is out of range; crf: 99", "crf is"),
@@ -92,9 +134,23 @@ def test_the_messages_differ_from_one_another() -> None:
     assert len(set(messages)) >= 40
 
 
-@pytest.mark.parametrize("data", [b"", b'{"prompt": "wav', b'{"prompt": "waves"', b'{"pro\0\0\0\0\0'])
-def test_a_document_that_breaks_off_may_still_be_on_its_way(data: bytes) -> None:
-    assert isinstance(complaint(data), RequestIncompleteError)
+def test_no_message_speaks_of_the_machinery() -> None:
+    for data, *_ in WRONG:
+        said = complaint(data)
+        text = f"{said.message} {said.hint}"
+        assert text.isprintable()
+        assert len(said.message) < 200
+        for jargon in ("pydantic", "Expecting", "delimiter", "str_", "int_", "dict", "surrogates", "NoneType", "Value"):
+            assert jargon not in text
+
+
+def test_a_document_that_breaks_off_anywhere_may_still_be_on_its_way() -> None:
+    whole = rb'{"prompt": "caf\u00e9 \n", "x": [true, null, -2, 1.5e+1, NaN, -Infinity], "y": {"z": false}}'
+    parse_json(whole)
+    for end in range(len(whole)):
+        for filling in (b"", bytes(20)):
+            with pytest.raises(RequestIncompleteError):
+                parse_json(whole[:end] + filling)
 
 
 @pytest.mark.parametrize("data", [b'{"prompt": "a" "b"}', b"[]", wrong(crf=99)])
@@ -109,6 +165,17 @@ def test_a_document_that_is_wrong_is_not_waited_for(data: bytes) -> None:
 def test_seconds_give_the_reference_s_sections_trimmed_when_over(seconds: float, sections: int, frames: int) -> None:
     request = build(MINIMAL | {"seconds": seconds})
     assert (request.sections, request.video_frames) == (sections, frames)
+
+
+def test_any_length_is_rendered_in_full_and_never_longer_than_asked() -> None:
+    for tenths in range(1, 1201):
+        request = build(MINIMAL | {"seconds": tenths / 10})
+        assert request.sections == max(round(tenths / 10 * 30 / 36), 1)
+        assert request.video_frames == min(36 * request.sections + 1, round(tenths / 10 * 30))
+    for frames in range(1, 3602):
+        request = build(MINIMAL | {"frames": frames})
+        assert request.video_frames == frames
+        assert 36 * (request.sections - 1) + 1 < max(frames, 2) <= 36 * request.sections + 1
 
 
 @pytest.mark.parametrize(("frames", "sections"), [(1, 1), (36, 1), (37, 1), (38, 2), (73, 2), (74, 3), (3601, 100)])
@@ -156,8 +223,16 @@ def test_a_sidecar_s_way_of_saying_length_and_size_replaces_the_preset_s() -> No
     assert (request.frames, request.seconds, request.resolution, request.prompt) == (10, None, None, "preset")
 
 
-if __name__ == "__main__":
+def table() -> str:
+    """What is said of each wrong sidecar, as Markdown."""
+    rows = ["| sidecar | message | hint |", "|---|---|---|"]
     for data, *_ in WRONG:
-        shown = data if len(data) < 60 else data[:57] + b"..."
+        shown = repr(data)[2:-1]
         error = complaint(data)
-        print(f"{shown!r:64} {error.message} | {error.hint}")  # noqa: T201
+        cells = [f"`{shown if len(shown) < 60 else shown[:57] + '...'}`", error.message, error.hint]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())  # noqa: T201

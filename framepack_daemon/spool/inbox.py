@@ -7,6 +7,7 @@ still. Decides nothing about the queue and moves nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ from framepack_daemon.spool.capture import Signature, Source, signature
 from framepack_daemon.spool.drop import Drop, Part, sidecar_bytes, sidecar_fields
 from framepack_daemon.spool.names import Kind, Name
 from framepack_daemon.strict_json import MAX_SIDECAR_BYTES, parse_json
+
+JUDGE_SECONDS = 1.0  # of looking into files in one scan: of many pairs the first shall run while the others come in
 
 _log = structlog.get_logger(__name__)
 
@@ -94,6 +97,7 @@ class Inbox:
         self._excluded = {path.resolve() for path in excluded}  # outputs and queue, where they stand inside the inbox
         self._watched: dict[Path, _Watched] = {}
         self._due: list[float] = []
+        self._judge_until = math.inf  # monotonic; counted from the first file that this scan looks into
 
     def folders(self) -> list[Path]:
         """The drop folder itself and the sub-folders that hold a preset."""
@@ -103,6 +107,7 @@ class Inbox:
         """Look once; drops come in the order of their names."""
         now = time.monotonic()
         seen, self._watched, self._due = self._watched, {}, []
+        self._judge_until = math.inf
         drops = []
         for folder in self.folders():
             preset = read_preset(folder)
@@ -129,6 +134,9 @@ class Inbox:
         since = max(watched.since for watched in members)
         if now < since + still:
             self._due.append(since + still)
+            return None
+        if time.monotonic() >= self._judge_until and not all(watched.judged for watched in members):
+            self._due.append(now)
             return None
         refusal: FramepackError | None = clash(group)
         if refusal is None:
@@ -167,6 +175,7 @@ class Inbox:
     def _problem(self, path: Path, kind: Kind, watched: _Watched) -> FramepackError | None:
         """What is wrong with the content; looked at once, but for a file that cannot be read, which is said once."""
         if not watched.judged:
+            self._judge_until = min(self._judge_until, time.monotonic() + JUDGE_SECONDS)
             before, watched.problem = watched.problem, judge(path, kind)
             watched.judged = not isinstance(watched.problem, DropUnreadableError)
             if not watched.judged and before is None and watched.problem:

@@ -15,7 +15,7 @@ import pytest
 from spool_bench import SIDECAR, Bench
 
 from framepack_daemon.job import State
-from framepack_daemon.spool import submit
+from framepack_daemon.spool import inbox, submit
 from framepack_daemon.spool.inbox import Timing, halves
 from framepack_daemon.spool.moves import prune
 
@@ -387,6 +387,22 @@ def test_thousands_of_names_are_scanned_in_order(bench: Bench) -> None:
         bench.drop(stem)
     assert [added.jobs[0][0] for added in bench.take()] == ["a", "b", "c"]
     assert len(halves(bench.inbox)) == 3000
+
+
+def test_of_many_pairs_the_first_are_given_before_all_are_looked_at(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox, "JUDGE_SECONDS", 0.0)
+    stems = ["a", "b", "c", "d"]
+    for stem in stems:
+        bench.drop(stem)
+    bench.put("a.json", b"[]")
+    for stem in stems:
+        found = bench.scanner.scan()
+        assert [drop.stem for drop in found.drops] == [stem]
+        assert found.due_seconds == (0.05 if stem != "d" else None)
+        bench.door.add(found.drops[0])
+    assert bench.left() == []
 
 
 def test_submit_copies_and_a_new_seed_makes_a_new_take(bench: Bench, picture: Path) -> None:

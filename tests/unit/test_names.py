@@ -35,6 +35,16 @@ beach.jpg.lftp-pget-status
 beach.jpg.filepart
 beach.jpg.!sync
 beach.bts
+beach.jpg.bts
+beach.jpg.conflict1
+beach.json.conflict2
+.in.beach.json.
+.~lock.beach.txt#
+~syncthing~beach.json.tmp
+.goutputstream-ABCDEF
+beach.jpg.swp
+beach-1F3A9C02D4E5.STATUS.JSON
+beach-1f3a9c02d4e5.2.mp4
 .sync
 .SyncPart
 .SyncTemp

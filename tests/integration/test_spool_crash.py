@@ -250,6 +250,7 @@ def test_publishing(benches: Callable[..., Bench]) -> None:
             assert not list(bench.outputs.glob("*.mp4"))
         else:
             assert bench.jobs(State.DONE) == [job]
+            assert [path.name for path in bench.outputs.glob("*.mp4")] == [f"{job}.mp4"], "lost, or there twice"
             assert (bench.outputs / f"{job}.mp4").read_bytes() == b"video"
             assert bench.status(job)["state"] == "done"
         assert not [path for path in bench.outputs.iterdir() if path.name.startswith(".")]

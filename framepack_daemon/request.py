@@ -304,7 +304,7 @@ def _range(field: str, label: str) -> str:
         return " or ".join(ALIASED_VALUES.get(label) or schema.get("enum") or [schema["const"]])
     kind = {"integer": "a whole number", "number": "a number", "string": "text in quotes"}[schema.get("type", "string")]
     if schema.get("maximum") == MAX_SEED:
-        return "-1 (draw one) or a whole number from 0"
+        return "-1 (draw one) or a whole number from 0 to 2^63 - 1"
     if "minimum" in schema:
         kind += f" from {schema['minimum']:g} to {schema['maximum']:g}"
     if "multipleOf" in schema:

@@ -66,7 +66,11 @@ _CONTROLS = "".join(map(chr, range(32)))
 # A sign where JSON expects something else, what is meant by it, and the mend: between texts, and inside one.
 _BETWEEN = (
     (_CLOSING, "a comma too many", "remove that comma"),
-    ("'\u201c\u201d\u201e\u2018\u2019", "quotes that JSON does not know", 'put names and texts in " quotes'),
+    (
+        "'\u201c\u201d\u201e\u2018\u2019",
+        "quotes that JSON does not know",
+        'put names and texts in double quotes, as in "prompt"',
+    ),
     ("/#", "a comment, which JSON does not know", "remove it"),
     ("TF", "True and False are not JSON", "write true or false"),
     ("N", "None is not JSON", "write null, or remove the field"),
@@ -97,7 +101,7 @@ def _explain(error: json.JSONDecodeError) -> tuple[str, str]:
     if "delimiter" in error.msg:
         return f"{place}: no {'colon' if ':' in error.msg else 'comma'} before this", "add it"
     if "property name" in error.msg:
-        return f"{place}: a name without quotes", 'put names and texts in " quotes'
+        return f"{place}: a name without quotes", 'put names and texts in double quotes, as in "prompt"'
     return f"{place}: is not JSON", 'write it like {"prompt": "…", "seconds": 5}'
 
 

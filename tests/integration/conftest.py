@@ -20,7 +20,7 @@ import pytest
 from framepack_daemon.job import State
 from framepack_daemon.spool.queue import Queue
 
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 180.0
 QUICK = {"prompt": "waves", "width": 64, "height": 64, "frames": 20, "num_inference_steps": 1, "seed": 7}
 
 

@@ -28,7 +28,7 @@ def test_a_dropped_pair_becomes_the_video_that_it_asked_for(running) -> None:
     assert (status["state"], status["outcome"]) == ("done", "completed")
     assert status["video"]["file"] == f"{job}.mp4"
     assert status["video"]["frames"] == 50
-    assert not list(running.work.glob("beach*"))
+    running.until(lambda: not list(running.work.glob("beach*")), "its scratch to be cleared")
 
 
 @pytest.mark.parametrize("first", ["png", "json"])

@@ -198,11 +198,11 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether another process works on `folder`."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def is_locked(path: Path) -> bool:
+    """Whether someone holds the lock of a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -101,6 +102,16 @@ class Run:
     def requeued(self, **changes: Any) -> Run:
         """The record of the job at the end of the queue of its priority."""
         return replace(self, queued_at=now(), **changes)
+
+
+def failure(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """The `outcome.json` of a job that failed by `problem`, which has a message, and a code and a hint."""
+    return {
+        "outcome": Outcome.FAILED,
+        "message": problem["message"],
+        "error": {key: problem.get(key, "") for key in ("code", "message", "hint")},
+        "finished_at": now(),
+    }
 
 
 def now() -> str:

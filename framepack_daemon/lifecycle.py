@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from framepack_daemon import atomic
-from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run, State, now
+from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run, State, failure, now
 from framepack_daemon.progress import Running
 from framepack_daemon.spool.keeper import Keeper
 from framepack_daemon.spool.publish import LostVideoError, Publisher
@@ -76,6 +76,8 @@ class Lifecycle:
 
     def _must_wait(self, job: str) -> bool:
         """Whether the job's model is known to be missing; its status says so."""
+        if not self._held_models:
+            return False
         request = atomic.read_json(self.queue.path(State.PENDING, job) / REQUEST_FILE) or {}
         until, reason = self._held_models.get(str(request.get("model")), (0.0, ""))
         if time.monotonic() >= until:
@@ -99,7 +101,7 @@ class Lifecycle:
         except (FileNotFoundError, FileExistsError):
             return None  # someone was faster
         self.keeper.moved(job, State.PROCESSING)
-        if (self.queue.path(State.PROCESSING, job) / OUTCOME_FILE).exists():
+        if self.queue.has_outcome(State.PROCESSING, job):
             # It was put into pending/ to run again in this very moment: the keeper has to prepare it first.
             self.queue.move(job, State.PROCESSING, State.PENDING)
             self.keeper.seen.pop(job, None)
@@ -257,20 +259,14 @@ class Lifecycle:
     # -- endings -------------------------------------------------------------------------------------------------------
 
     def _fail(self, job: str, problem: dict[str, Any]) -> None:
-        outcome = {
-            "outcome": Outcome.FAILED,
-            "message": problem["message"],
-            "error": {key: problem.get(key, "") for key in ("code", "message", "hint")},
-            "traceback": problem.get("traceback"),
-            "finished_at": now(),
-        }
+        outcome = failure(problem) | {"traceback": problem.get("traceback")}
         atomic.write_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE, outcome)
         self._ending[job] = 0.0
 
     def _find_endings(self) -> None:
         """Pick up every job that has an outcome but has not left `processing/`, whoever left it there."""
         for job in self.queue.names(State.PROCESSING):
-            if (self.queue.path(State.PROCESSING, job) / OUTCOME_FILE).exists():
+            if self.queue.has_outcome(State.PROCESSING, job):
                 self._ending.setdefault(job, 0.0)
 
     def publish_waiting(self) -> None:

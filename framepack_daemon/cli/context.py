@@ -6,8 +6,6 @@ files pass `printable` first; consoles take no markup, so that a name in bracket
 
 from __future__ import annotations
 
-import fcntl
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import typer
 
-from framepack_daemon import settings
+from framepack_daemon import atomic, settings
 from framepack_daemon.printable import printable
 
 if TYPE_CHECKING:
@@ -92,13 +90,6 @@ def console(*, stderr: bool = False) -> Console:
 def daemon_runs(queue_dir: Path) -> bool:
     """Whether a daemon holds the queue; on a share whose locks are local, a daemon on another host is not seen."""
     try:
-        descriptor = os.open(queue_dir / LOCK_FILE, os.O_RDONLY)
+        return atomic.is_locked(queue_dir / LOCK_FILE)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

@@ -25,6 +25,7 @@ from framepack_daemon.job import (
     Role,
     Run,
     State,
+    failure,
     safe_stem,
     stored_name,
 )
@@ -41,8 +42,8 @@ from framepack_daemon.spool.capture import (
     release,
     signature,
 )
-from framepack_daemon.spool.drop import Drop, Part, known_as, read_request, record, refused, sidecar_bytes
-from framepack_daemon.spool.queue import Queue
+from framepack_daemon.spool.drop import Drop, Part, known_as, read_request, record, sidecar_bytes
+from framepack_daemon.spool.queue import Queue, read_run
 
 # Prefixes of folders under queue/.building: what recovery does with one that a crash left there.
 TAKING = "take-"  # holds files that exist nowhere else: they go back, or the job is completed
@@ -124,7 +125,7 @@ class Door:
             atomic.remove_tree(place)
         elif (place / ORIGIN_FILE).exists():
             release(place)
-        elif (place / OUTCOME_FILE).exists() and (refused_run := _run_in(place)) is not None:
+        elif (place / OUTCOME_FILE).exists() and (refused_run := read_run(place)) is not None:
             self._settle(place, refused_run)
         elif any(place.iterdir()):
             with atomic.locked(place):
@@ -168,7 +169,7 @@ class Door:
                 run = replace(run, priority=filled.priority)
                 atomic.write_json(here / REQUEST_FILE, filled.as_sidecar())
             elif refusal:
-                atomic.write_json(here / OUTCOME_FILE, refused(refusal))
+                atomic.write_json(here / OUTCOME_FILE, failure(refusal.as_dict()))
             (jobs if self._settle(here, run) else known).insert(0, run.job)
         return Added(jobs, known, refusal if jobs else None)
 
@@ -203,7 +204,7 @@ class Door:
 
     def _drop_in(self, place: Path, name: str) -> Drop:
         """The drop that the files of a directory make: by their record, or by their names."""
-        run = _run_in(place)
+        run = read_run(place)
         found = JOB_ID.fullmatch(run.job if run else name)
         roles = {item.name: item.role for item in run.files} if run else {}
         parts = []
@@ -221,13 +222,6 @@ class Door:
         for own in (REQUEST_FILE, OUTCOME_FILE):
             (place / own).unlink(missing_ok=True)
         return replace(drop, refusal=_image_refusal(drop, place))
-
-
-def _run_in(place: Path) -> Run | None:
-    value = atomic.read_json(place / RUN_FILE)
-    with contextlib.suppress(TypeError, KeyError, ValueError):
-        return Run.from_dict(value) if value else None
-    return None
 
 
 def _role_by_name(name: str) -> Role:

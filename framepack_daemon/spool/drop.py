@@ -12,7 +12,7 @@ from typing import Any
 
 from framepack_daemon import atomic
 from framepack_daemon.errors import FramepackError, RequestError
-from framepack_daemon.job import DEFAULTS_FILE, JobFile, Outcome, Role, Run, State, job_id, now, stored_name
+from framepack_daemon.job import DEFAULTS_FILE, JobFile, Role, Run, State, job_id, now, stored_name
 from framepack_daemon.request import Request, build
 from framepack_daemon.spool import names
 from framepack_daemon.spool.capture import Source
@@ -102,13 +102,3 @@ def known_as(queue: Queue, run: Run) -> State | None:
         if earlier is not None and [item.sha256 for item in earlier.files] == [item.sha256 for item in run.files]:
             return state
     return None
-
-
-def refused(error: FramepackError) -> dict[str, Any]:
-    """The outcome of a job that cannot be rendered as it is."""
-    return {
-        "outcome": Outcome.FAILED,
-        "message": error.message,
-        "error": error.as_dict(),
-        "finished_at": now(),
-    }

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from framepack_daemon import atomic
-from framepack_daemon.job import ID_DIGITS, OUTCOME_FILE, REQUEST_FILE, Outcome, Run, State, now
+from framepack_daemon.job import ID_DIGITS, OUTCOME_FILE, REQUEST_FILE, Outcome, Run, State, failure, now
 from framepack_daemon.spool import capture, status, watch
 from framepack_daemon.spool.add import Door
 from framepack_daemon.spool.queue import PRECEDENCE, Queue
@@ -54,7 +54,7 @@ class Keeper:
                 path.unlink(missing_ok=True)
         self._settle_conflicts(self._listing())
         for job in self.queue.names(State.PROCESSING):
-            if not self._is_completed(job):
+            if not self.queue.has_outcome(State.PROCESSING, job):
                 _log.info("job_recovered", job=job)
                 self.queue.move(job, State.PROCESSING, State.PENDING)
         self.tidy(held=frozenset())
@@ -163,13 +163,12 @@ class Keeper:
             "message": f"was pruned; {run.files[0].original} is no longer there",
             "hint": f"`framepack-daemon remove {run.job}` forgets it; then drop the files again",
         }
-        outcome = {"outcome": Outcome.FAILED, "message": problem["message"], "error": problem, "finished_at": now()}
-        atomic.write_json(folder / OUTCOME_FILE, (atomic.read_json(folder / OUTCOME_FILE) or {}) | outcome)
+        atomic.write_json(folder / OUTCOME_FILE, (atomic.read_json(folder / OUTCOME_FILE) or {}) | failure(problem))
         self.queue.move(run.job, State.PENDING, State.FAILED)
         self.writer.write(run.job, State.FAILED)
 
     def _enter_processing(self, job: str) -> bool:
-        if job not in self._held and not self._is_completed(job):
+        if job not in self._held and not self.queue.has_outcome(State.PROCESSING, job):
             self.queue.move(job, State.PROCESSING, State.PENDING)
             return False
         return True
@@ -179,7 +178,7 @@ class Keeper:
         run = self.queue.run(state, job)
         if run is None:
             return True
-        if (folder / OUTCOME_FILE).exists():
+        if self.queue.has_outcome(state, job):
             # It was moved by hand, or a crash came before its status was written.
             if job in self.seen or not status.path(self.outputs, job).exists():
                 self.writer.write(job, state)
@@ -192,15 +191,12 @@ class Keeper:
                 "message": f"{run.job}: stood in two states at once; this is the second one",
                 "hint": "drop its files again under another name if you want them rendered, else delete the folder",
             }
-            outcome = {"outcome": Outcome.FAILED, "message": problem["message"], "error": problem, "finished_at": now()}
+            outcome = failure(problem)
         atomic.write_json(folder / OUTCOME_FILE, outcome)
         self.writer.write(job, state)
         self.discard_scratch(job)
         _log.info("job_cancelled", job=job)
         return True
-
-    def _is_completed(self, job: str) -> bool:
-        return (self.queue.path(State.PROCESSING, job) / OUTCOME_FILE).exists()
 
     def _stands_still(self, folder: Path) -> bool:
         """Whether a folder that someone is perhaps still copying has stood still for long enough."""

@@ -119,7 +119,7 @@ def _attempt(queue: Queue, job: str, act: Callable[[Queue, str, State], str]) ->
 
 def _published(queue: Queue, job: str, state: State) -> bool:
     """Whether a job in `processing/` is rendered: from there on it can only be completed."""
-    return state is State.PROCESSING and (queue.path(state, job) / OUTCOME_FILE).exists()
+    return state is State.PROCESSING and queue.has_outcome(state, job)
 
 
 def _ending(queue: Queue, job: str) -> str:

@@ -7,6 +7,7 @@ again), the video as a hidden copy that is verified and renamed without replacin
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from dataclasses import dataclass
@@ -85,16 +86,13 @@ class Publisher:
             there = _digest(target)
             if there == sha256:
                 return target.name
-            if there is None:
-                self._place(source, target, sha256)
-                return target.name
-            if there in run.videos:
-                self._place(source, target, sha256, replacing=True)
+            if there is None or there in run.videos:
+                self._place(source, target, sha256, replacing=there is not None)
                 return target.name
             _log.warning("video_name_taken", job=run.job, file=str(target))
         raise VideoError(f"{run.job}.mp4: the name is taken by other files", hint="move them out of the outputs folder")
 
-    def _place(self, source: Path, target: Path, sha256: str, *, replacing: bool = False) -> None:
+    def _place(self, source: Path, target: Path, sha256: str, *, replacing: bool) -> None:
         if not source.is_file():
             raise LostVideoError(f"{source}: is no longer there", hint="the job is rendered again")
         hidden = target.with_name(atomic.hidden_name(target.name))
@@ -112,7 +110,7 @@ class Publisher:
 
     def _remove_leftovers(self, job: str) -> None:
         """Remove hidden copies that a crash left."""
-        for path in self.outputs.glob(f".{_escape(job)}.mp4.*.tmp"):
+        for path in self.outputs.glob(f".{glob.escape(job)}.mp4.*.tmp"):
             path.unlink(missing_ok=True)
 
 
@@ -129,8 +127,3 @@ def _digest(path: Path) -> str | None:
 def _expect(path: Path, sha256: str) -> None:
     if atomic.digest(path)[1] != sha256:
         raise LostVideoError(f"{path}: is not what was rendered", hint="the job is rendered again")
-
-
-def _escape(text: str) -> str:
-    """`text` as a glob pattern that matches itself."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in text)

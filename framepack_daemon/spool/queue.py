@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from framepack_daemon import atomic
-from framepack_daemon.job import RUN_FILE, Run, State
+from framepack_daemon.job import OUTCOME_FILE, RUN_FILE, Run, State
 
 # Where the same id stands twice, the first of these is the job and the other a conflict.
 PRECEDENCE = (State.PROCESSING, State.DONE, State.FAILED, State.PENDING)
@@ -67,11 +67,11 @@ class Queue:
 
     def run(self, state: State, job: str) -> Run | None:
         """The job's record; None when there is none that can be read."""
-        value = atomic.read_json(self.path(state, job) / RUN_FILE)
-        try:
-            return Run.from_dict(value) if value is not None else None
-        except (TypeError, KeyError, ValueError):
-            return None
+        return read_run(self.path(state, job))
+
+    def has_outcome(self, state: State, job: str) -> bool:
+        """Whether it is written down how the job ended."""
+        return (self.path(state, job) / OUTCOME_FILE).exists()
 
     def save_run(self, state: State, run: Run) -> None:
         """Replace the job's record where it stands; FileNotFoundError when it does not stand there."""
@@ -136,6 +136,15 @@ class Queue:
             run = replace(run, attempts=run.attempts + 1, started_at=run.started_at or started_at)
             self.save_run(State.PROCESSING, run)
         return run
+
+
+def read_run(folder: Path) -> Run | None:
+    """The record in a job's directory, wherever that stands; None when there is none that can be read."""
+    value = atomic.read_json(folder / RUN_FILE)
+    try:
+        return Run.from_dict(value) if value is not None else None
+    except (TypeError, KeyError, ValueError):
+        return None
 
 
 def is_name(text: str) -> bool:

@@ -18,6 +18,7 @@ import structlog
 from framepack_daemon import atomic
 from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run, State, failure, now
 from framepack_daemon.progress import Running
+from framepack_daemon.spool.capture import signature
 from framepack_daemon.spool.keeper import Keeper
 from framepack_daemon.spool.publish import LostVideoError, Publisher
 from framepack_daemon.spool.queue import Queue
@@ -92,7 +93,7 @@ class Lifecycle:
         run = self.queue.run(State.PENDING, job)
         folder = self.queue.path(State.PENDING, job)
         try:
-            if run is None or any(atomic.digest(folder / item.name)[1] != item.sha256 for item in run.files):
+            if run is None or not _is_unchanged(run, folder):
                 _log.info("job_changed_while_pending", job=job)
                 self.keeper.seen.pop(job, None)
                 self.keeper.door.add_again(folder)
@@ -285,7 +286,9 @@ class Lifecycle:
 
     def _end(self, job: str) -> None:
         outcome = atomic.read_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE)
-        if outcome is None:
+        if outcome is None and self.queue.has_outcome(State.PROCESSING, job):
+            self._render_again(job, "its outcome.json cannot be read")
+        elif outcome is None:
             _log.info("job_stopped", job=job, reason="it was moved out of processing")
         elif outcome.get("outcome") == Outcome.COMPLETED:
             self._publish(job)
@@ -301,8 +304,18 @@ class Lifecycle:
         try:
             name = self.publisher.finish(job)
         except LostVideoError as error:
-            _log.error("video_lost", job=job, reason=error.message)
-            self.queue.move(job, State.PROCESSING, State.PENDING)
+            self._render_again(job, error.message)
         else:
             self.keeper.moved(job, State.DONE)
             _log.info("job_done", job=job, video=name, publish_seconds=round(time.monotonic() - started, 3))
+
+    def _render_again(self, job: str, reason: str) -> None:
+        """Let a job whose video is nowhere wait once more; the keeper sets its outcome aside."""
+        _log.error("video_lost", job=job, reason=reason)
+        self.queue.move(job, State.PROCESSING, State.PENDING)
+
+
+def _is_unchanged(run: Run, folder: Path) -> bool:
+    """Whether every file of the job is a plain file with the content that was taken."""
+    files = [(folder / item.name, item.sha256) for item in run.files]
+    return all(signature(path) is not None and atomic.digest(path)[1] == sha256 for path, sha256 in files)

@@ -140,11 +140,11 @@ class Keeper:
             if self._stands_still(folder):
                 self._refuse_pruned(run) if run and not there else self.door.add_again(folder)
             return False
-        outcome = atomic.read_json(folder / OUTCOME_FILE)
-        if outcome is not None:
+        if self.queue.has_outcome(State.PENDING, job):
             if job in self._held:
                 return False  # it was cancelled and retried before its worker let go of it
-            earlier = (outcome.get("video") or {}).get("sha256")
+            video = (atomic.read_json(folder / OUTCOME_FILE) or {}).get("video")
+            earlier = video.get("sha256") if isinstance(video, dict) else None
             videos = (*run.videos, earlier) if earlier else run.videos
             self.queue.save_run(State.PENDING, run.requeued(attempts=0, started_at=None, videos=videos))
             self.discard_scratch(job)

@@ -63,10 +63,13 @@ class Publisher:
         run = self.queue.run(State.PROCESSING, job)
         if outcome is None or run is None:
             raise FileNotFoundError(f"{job} has no outcome in {folder.parent}")
+        video = outcome.get("video")
+        if not isinstance(video, dict) or "sha256" not in video:
+            raise LostVideoError(f"{job}: its outcome names no video", hint="the job is rendered again")
         started = time.monotonic()
-        name = self._publish_video(run, outcome["video"]["sha256"])
-        if outcome["video"].get("file") != name:
-            outcome["video"]["file"] = name
+        name = self._publish_video(run, video["sha256"])
+        if video.get("file") != name:
+            video["file"] = name
             outcome.setdefault("timings", {})["publish"] = time.monotonic() - started
             atomic.write_json(folder / OUTCOME_FILE, outcome)
         poster = self.work_dir / job / POSTER_NAME

@@ -141,3 +141,38 @@ def test_a_repeated_drop_starts_nothing_in_any_state(running) -> None:
     running.drop("short")
     running.until(lambda: running.events("job_known")[-1]["job"] == short, "the done one to be known")
     assert len([event for event in running.events("job_done") if event["job"] == short]) == 1
+
+
+def test_a_file_swapped_for_a_link_keeps_no_other_job_from_running(lab) -> None:
+    (lab.root / "queue").mkdir()
+    (lab.root / "queue" / "pause").touch()
+    lab.start()
+    lab.drop("swapped")
+    job = lab.ended("swapped", State.PENDING)
+    lab.drop("other")
+    lab.ended("other", State.PENDING)
+    # The keeper has seen both: what comes now, only the claim can find out.
+    lab.until(lambda: lab.status(job)["state"] == "pending", "the status")
+    picture = lab.queue.path(State.PENDING, job) / "swapped.png"
+    picture.unlink()
+    picture.symlink_to(lab.picture)
+    (lab.root / "queue" / "pause").unlink()
+    lab.ended("other")
+    lab.until(lambda: lab.queue.state_of(job) is not State.PENDING, "the swapped one to be refused or entered anew")
+
+
+@pytest.mark.parametrize("outcome", ['{"outcome": "completed"}', '{"outcome": "completed", "video": 5}', "{", "[]"])
+def test_an_outcome_without_a_video_is_set_aside_and_the_job_runs(lab, outcome: str) -> None:
+    lab.queue.make()
+    lab.queue.pause_file.touch()
+    lab.start()
+    lab.drop()
+    job = lab.ended("beach", State.PENDING)
+    lab.stop()
+    folder = lab.queue.path(State.PENDING, job).rename(lab.queue.path(State.PROCESSING, job))
+    (folder / "outcome.json").write_text(outcome)
+    lab.queue.pause_file.unlink()
+    lab.start()
+    assert lab.ended("beach") == job
+    assert lab.status(job)["outcome"] == "completed"
+    assert len(lab.events("video_lost")) == 1

@@ -1,23 +1,32 @@
 """What a sidecar may ask for: its fields, their ranges, and the messages when it asks for something else.
 
 `Request` is the schema. `build` lays a sidecar over the defaults of its folder; `effective` fills in every default and
-draws the seed. Field names are diffusers' where it has one; the names of the original system are aliases.
-Pure: reads no file and knows neither the queue nor the engine.
+draws the seed. Field names are diffusers' where it has one; the original's names are brought to ours by `aliases`, and
+what is wrong is put into words by `refusals`. Pure: reads no file and knows neither the queue nor the engine.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
 import math
 import secrets
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from framepack_daemon.aliases import canonical, spelled
 from framepack_daemon.errors import RequestError
-from framepack_daemon.printable import printable
-from framepack_daemon.strict_json import kind_of, shorten
+from framepack_daemon.refusals import ONE_TEXT, TIMED_TEXTS, explain
 
 FPS = 30  # frames per second of every video
 LATENT_WINDOW = 9  # latent frames that one section samples
@@ -26,6 +35,8 @@ MAX_SECONDS = 120.0
 MAX_FRAMES = 3601  # 36 * 100 sections + 1
 MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**31  # drawn seeds stay below, so that every tool and language can hold them
+MAX_TAKES = 100  # jobs that one drop can make
+MAX_NAME_CHARACTERS = 255
 
 Sampling = Literal["inverted_anti_drifting", "vanilla"]
 ModelName = Literal["framepack-i2v", "framepack-f1", "tiny"]
@@ -40,46 +51,70 @@ NATIVE_SAMPLING: dict[str, Sampling] = {
 # The bucket size of requests that name none; the tiny model renders on CPUs.
 RESOLUTIONS = {"framepack-i2v": 640, "framepack-f1": 640, "tiny": 320}
 
-# The original's name of a field, and ours.
-ALIASES = {
-    "video_length": "seconds",
-    "gs": "guidance_scale",
-    "cfg": "true_cfg_scale",
-    "rs": "guidance_rescale",
-    "mp4_crf": "crf",
-    "n_prompt": "negative_prompt",
-    "use_teacache": "cache",
-    "sampling_mode": "sampling",
-    "transformer_model": "model",
-    "steps": "num_inference_steps",
-}
-ALIASED_VALUES: dict[str, dict[Any, Any]] = {
-    "sampling_mode": {"reverse": "inverted_anti_drifting", "forward": "vanilla"},
-    "transformer_model": {"base": "framepack-i2v", "f1": "framepack-f1"},
-    "use_teacache": {False: "none"},
-}
-# Fields of the design that this version does not act on: an honest refusal beats a setting without effect.
-NOT_YET = {
-    "loras": "LoRA",
-    "lora_path": "LoRA",
-    "lora_scale": "LoRA",
-    "notify": "notification",
-    "gpu_memory_preservation": "the memory plan per job",
-    "continue_from": "extending a video",
-    "seeds": "a list of seeds",
-}
+_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+_Prompt = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("has a NUL character in it; remove it")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not _no_nul(value).strip():
+        raise ValueError("is blank; say what happens in the video")
+    return value
+
+
+def _bare(value: str, use: str) -> str:
+    """`value` if it is the name of a file without a folder; the message says what to `use` instead."""
+    if "/" in _no_nul(value) or "\\" in value or value.startswith(("~", ".")):
+        raise ValueError(f"must be the bare name of a file, without a folder; {use}")
+    return value
+
+
+class TimedText(BaseModel):
+    """A text, and from when on it says what happens."""
+
+    model_config = _STRICT
+
+    at: float = Field(ge=0.0, le=MAX_SECONDS, description="Seconds from the video's beginning.")
+    text: _Prompt = Field(description="What happens from then on.")
+
+    _check = field_validator("text")(_not_blank)
+
+
+class Lora(BaseModel):
+    """A LoRA and how strongly it acts."""
+
+    model_config = _STRICT
+
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARACTERS, description="Name of a file in loras_dir.")
+    scale: float = Field(1.0, ge=-10.0, le=10.0, description="How strongly it acts; 0 is not at all.")
+
+    @field_validator("name")
+    @classmethod
+    def _bare_name(cls, value: str) -> str:
+        return _bare(value, "put the file into loras_dir and write its name")
+
+
+def _kind_of_prompt(value: Any) -> str:
+    return TIMED_TEXTS if isinstance(value, list) else ONE_TEXT
 
 
 class Request(BaseModel):
     """What one job renders; the schema of a sidecar."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = _STRICT
 
-    prompt: str = Field(
-        min_length=1,
-        max_length=10_000,
-        description="What happens in the video.",
-        examples=["The girl dances gracefully."],
+    prompt: Annotated[
+        Annotated[_Prompt, Tag(ONE_TEXT)]
+        | Annotated[list[TimedText], Field(min_length=1, max_length=100), Tag(TIMED_TEXTS)],
+        Discriminator(_kind_of_prompt),
+    ] = Field(
+        description="What happens in the video: a text, or texts with the time in seconds from which each holds.",
+        examples=["The girl dances gracefully.", [{"at": 0, "text": "She waves."}, {"at": 2.5, "text": "She turns."}]],
     )
     negative_prompt: str = Field(
         "", max_length=10_000, description="What should not appear; has an effect only with true_cfg_scale above 1."
@@ -94,12 +129,21 @@ class Request(BaseModel):
         None, ge=1, le=MAX_FRAMES, description="Length in frames at 30 a second, exactly; instead of seconds."
     )
     seed: int = Field(-1, ge=-1, le=MAX_SEED, description="-1 draws one; the drawn seed is recorded.")
+    seeds: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] | None = Field(
+        None, min_length=1, max_length=MAX_TAKES, description="One job for each of these seeds, from this one drop."
+    )
     num_inference_steps: int = Field(25, ge=1, le=100, description="Denoising steps of each section.")
     guidance_scale: float = Field(10.0, ge=1.0, le=32.0, description="Distilled guidance.")
     true_cfg_scale: float = Field(
         1.0, ge=1.0, le=32.0, description="Classifier-free guidance; 1 is off, more doubles the time."
     )
     guidance_rescale: float = Field(0.0, ge=0.0, le=1.0, description="Rescale of the true CFG result; 0 is off.")
+    solver: Literal["unipc", "euler"] = Field(
+        "unipc", description="How steps are made: UniPC as the reference does, or Euler as diffusers does."
+    )
+    reference_rounding: bool = Field(
+        False, description="Round time steps to bfloat16 as the reference does, to compare with it."
+    )
     sampling: Sampling | None = Field(
         None,
         description="Order of the sections: last to first, or first to last. Default: what the model was trained for.",
@@ -121,10 +165,35 @@ class Request(BaseModel):
         description="Says that an end frame belongs to this drop: a file named like the picture, with .last. before "
         "its extension (beach.last.jpg). Filled in by itself where that file is there.",
     )
-    variations: int = Field(1, ge=1, le=100, description="So many jobs with different seeds from this one drop.")
-    cache: Literal["none"] = Field("none", description="Reuse of earlier steps' results; affects quality.")
-    codec: Literal["h264"] = Field("h264", description="Codec of the video.")
-    crf: int = Field(16, ge=1, le=51, description="x264 quality: 1 is nearly lossless, 51 the smallest file.")
+    last_image_weight: float = Field(
+        1.0, ge=0.0, le=1.0, description="How strongly the end frame draws the video to it; 0 is not at all."
+    )
+    loras: list[Lora] = Field(
+        default_factory=list, max_length=16, description="LoRA files of loras_dir to apply, and how strongly."
+    )
+    continue_from: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_NAME_CHARACTERS,
+        description="What the video continues: the id of a done job that kept its latents, or the name of a video "
+        "beside the sidecar, named like it (more.mp4). Takes the place of the picture.",
+    )
+    keep_latents: bool = Field(False, description="Keep what another job needs to continue this one.")
+    variations: int = Field(1, ge=1, le=MAX_TAKES, description="So many jobs with different seeds from this one drop.")
+    cache: Literal["none", "first_block"] = Field(
+        "none", description="Reuse of earlier steps' results: faster, and of lower quality."
+    )
+    codec: Literal["h264", "hevc", "av1", "h264_nvenc"] = Field(
+        "h264", description="Codec of the video; every browser plays h264."
+    )
+    crf: int = Field(16, ge=1, le=51, description="Quality: 1 is nearly lossless, 51 the smallest file.")
+    animation: Literal["none", "webp", "gif"] = Field(
+        "none", description="A small animated picture beside the video, for chats and pages."
+    )
+    step_preview: bool = Field(False, description="A rough picture of the section in work, at most one a second.")
+    gpu_memory_preservation: float | None = Field(
+        None, ge=0.0, le=128.0, description="GiB of GPU memory to leave free. Default: the daemon's setting."
+    )
     priority: int = Field(0, ge=-100, le=100, description="Jobs of a higher priority run first.")
 
     @field_validator("frames", "seed", "num_inference_steps", "resolution", "width", "height", "crf", mode="before")
@@ -133,26 +202,48 @@ class Request(BaseModel):
         """16 for 16.0: the original wrote whole numbers as floats."""
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    @field_validator("prompt", "negative_prompt", "last_image")
+    @field_validator("seeds", mode="before")
     @classmethod
-    def _no_nul(cls, value: str | None) -> str | None:
-        if value is not None and "\0" in value:
-            raise ValueError("has a NUL character in it; remove it")
-        return value
+    def _whole_seeds(cls, value: Any) -> Any:
+        return [cls._whole(seed) for seed in value] if isinstance(value, list) else value
+
+    _check_negative = field_validator("negative_prompt")(_no_nul)
 
     @field_validator("prompt")
     @classmethod
-    def _not_blank(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("is blank; say what happens in the video")
+    def _timed(cls, value: str | list[TimedText]) -> str | list[TimedText]:
+        if isinstance(value, str):
+            return _not_blank(value)
+        times = [part.at for part in value]
+        if times[0] != 0:
+            raise ValueError(f"the first text holds from {times[0]:g} s on; set its at to 0")
+        if times != sorted(set(times)):
+            raise ValueError("its times do not rise from text to text; put them in order, each time once")
         return value
 
-    @field_validator("last_image")
+    @field_validator("seeds")
     @classmethod
-    def _bare_name(cls, value: str | None) -> str | None:
-        if value is not None and ("/" in value or "\\" in value or value.startswith(("~", "."))):
-            raise ValueError("must be the bare name of a file beside the picture, without a folder; use beach.last.jpg")
+    def _each_once(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("has a seed twice, which makes the same video twice; write each once")
         return value
+
+    @field_validator("loras")
+    @classmethod
+    def _each_file_once(cls, value: list[Lora]) -> list[Lora]:
+        names = [lora.name for lora in value]
+        if len(set(names)) < len(names):
+            raise ValueError("names a file twice; write each once, with the scale that you want")
+        return value
+
+    @field_validator("last_image", "continue_from")
+    @classmethod
+    def _bare_name(cls, value: str | None, info: ValidationInfo) -> str | None:
+        use = {
+            "last_image": "put it beside the picture and use beach.last.jpg",
+            "continue_from": "put the video beside the sidecar, or write the id of a job",
+        }
+        return value if value is None else _bare(value, use[str(info.field_name)])
 
     @model_validator(mode="after")
     def _together(self) -> Request:
@@ -166,7 +257,28 @@ class Request(BaseModel):
             raise ValueError(
                 "last_image: sampling vanilla cannot aim at an end frame; set sampling to inverted_anti_drifting"
             )
+        if self.seeds is not None and (self.seed != -1 or self.variations != 1):
+            raise ValueError("seeds: stands beside seed or variations, which say the same; keep one of them")
+        if not isinstance(self.prompt, str) and self.prompt[-1].at >= self.video_frames / FPS:
+            raise ValueError(
+                f"prompt: the text at {self.prompt[-1].at:g} s begins after the video's end at "
+                f"{self.video_frames / FPS:.2f} s; give it an earlier time, or make the video longer"
+            )
         return self
+
+    @property
+    def takes(self) -> int:
+        """How many jobs one drop of this request makes."""
+        return self.variations if self.seeds is None else len(self.seeds)
+
+    @property
+    def texts(self) -> list[TimedText]:
+        """What happens, in the order of time; the first text holds from 0."""
+        return [TimedText(at=0.0, text=self.prompt)] if isinstance(self.prompt, str) else self.prompt
+
+    def text_at(self, seconds: float) -> str:
+        """The text that holds at that time of the video."""
+        return next(part.text for part in reversed(self.texts) if part.at <= seconds)
 
     @property
     def sections(self) -> int:
@@ -201,18 +313,18 @@ def build(sidecar: dict[str, Any], defaults: dict[str, Any] | None = None) -> Re
 
     Raises `RequestError` that names every wrong field.
     """
-    over = _canonical(sidecar)
-    under = _canonical(defaults or {})
-    for group in ({"seconds", "frames"}, {"resolution", "width", "height"}):
+    over = canonical(sidecar)
+    under = canonical(defaults or {})
+    for group in ({"seconds", "frames"}, {"resolution", "width", "height"}, {"seeds", "seed"}, {"seeds", "variations"}):
         if group & over.keys():
-            # One way of saying the length or the size replaces the other.
+            # One way of saying the length, the size or the takes replaces the other.
             under = {key: value for key, value in under.items() if key not in group}
     fields = under | over
     try:
         return Request.model_validate(fields)
     except ValidationError as error:
-        spelled = {ALIASES[key]: key for key in sidecar if key in ALIASES}
-        problems = [_explain(dict(item), spelled) for item in error.errors()]
+        schema = Request.model_json_schema()
+        problems = [explain(dict(item), spelled(sidecar), schema) for item in error.errors()]
         raise RequestError(
             "; ".join(message for message, _ in problems),
             hint="; ".join(dict.fromkeys(hint for _, hint in problems if hint)),
@@ -225,96 +337,20 @@ def effective(request: Request, model: str, *, variation: int = 0) -> Request:
     filled: dict[str, Any] = {
         "model": name,
         "sampling": request.sampling or NATIVE_SAMPLING[name],
-        "seed": draw_seed() if request.seed == -1 else (request.seed + variation) % (MAX_SEED + 1),
+        "seed": _seed(request, variation),
         "variations": 1,
     }
     if request.frames is None and request.seconds is None:
         filled["seconds"] = 5.0
     if request.width is None and request.resolution is None:
         filled["resolution"] = RESOLUTIONS[name]
-    return build(request.as_sidecar() | filled)
+    fields = request.as_sidecar()
+    fields.pop("seeds", None)
+    return build(fields | filled)
 
 
-def _canonical(fields: dict[str, Any]) -> dict[str, Any]:
-    """`fields` under our names; an alias beside the name it stands for is an error."""
-    found: dict[str, Any] = {}
-    spelled: dict[str, str] = {}
-    for key, value in fields.items():
-        name = ALIASES.get(key, key)
-        if name in found:
-            raise RequestError(f"{spelled[name]} and {key}: are two names of one field", hint="remove one")
-        spelled[name] = key
-        if key in NOT_YET:
-            raise RequestError(f"{key}: {NOT_YET[key]} is not part of this version", hint="remove the field")
-        plain = isinstance(value, (str, bool))
-        found[name] = ALIASED_VALUES.get(key, {}).get(value, value) if plain else value
-    return found
-
-
-def _explain(error: dict[str, Any], spelled: dict[str, str]) -> tuple[str, str]:
-    """One pydantic error as (message that begins with the field as the user `spelled` it, hint)."""
-    field = str(error["loc"][0]) if error["loc"] else ""
-    label = printable(shorten(spelled.get(field, field))) or "the name of a field"
-    context = error.get("ctx", {})
-    match error["type"]:
-        case "extra_forbidden":
-            return f"{label}: unknown field", _suggest(field)
-        case "missing":
-            return f"{label}: is missing", f'add {label}, for example "{label}": "The girl dances gracefully."'
-        case "string_too_short":
-            return f"{label}: is empty", f"write {label}, or remove the field"
-        case "string_too_long":
-            return f"{label}: is too long", f"{label} has at most {context['max_length']} characters"
-        case "string_unicode":
-            return f"{label}: has half a character in it (a lone surrogate)", f"write {label} again"
-        case "value_error":
-            problem, _, mend = str(context["error"]).partition("; ")
-            return (f"{label}: {problem}" if field else problem), mend
-    if field == "cache":
-        return f"{label}: caching is not part of this version", "remove the field"
-    problem = _wrong_value(field, error["type"], error.get("input"), context)
-    hint = "write one text in quotes" if "timed" in problem else f"{label} is {_range(field, label)}"
-    return f"{label}: {problem}", hint
-
-
-def _wrong_value(field: str, kind: str, given: Any, context: dict[str, Any]) -> str:
-    """What is wrong with a value of the wrong kind or range."""
-    value = shorten(json.dumps(given, default=str))
-    match kind:
-        case "multiple_of":
-            return f"{value} is not a multiple of {context['multiple_of']}"
-        case "greater_than_equal" | "less_than_equal":
-            return f"{value} is out of range"
-        case "finite_number":
-            return f"{value} is not a finite number"
-        case "literal_error":
-            return f"{value} is not a choice"
-    if field == "prompt" and isinstance(given, list):
-        return "a list of timed prompts is not part of this version"
-    if given is None or isinstance(given, bool):
-        return f"is {value}"
-    return f"{value} is {'not a whole number' if isinstance(given, float) else kind_of(given)}"
-
-
-def _range(field: str, label: str) -> str:
-    """What a field may hold, in words; the original's values under the original's name."""
-    schema = Request.model_json_schema()["properties"][field]
-    schema = next((part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"), schema)
-    if "enum" in schema or "const" in schema:
-        return " or ".join(ALIASED_VALUES.get(label) or schema.get("enum") or [schema["const"]])
-    kind = {"integer": "a whole number", "number": "a number", "string": "text in quotes"}[schema.get("type", "string")]
-    if schema.get("maximum") == MAX_SEED:
-        return "-1 (draw one) or a whole number from 0 to 2^63 - 1"
-    if "minimum" in schema:
-        kind += f" from {schema['minimum']:g} to {schema['maximum']:g}"
-    if "multipleOf" in schema:
-        kind += f", a multiple of {schema['multipleOf']}"
-    return kind
-
-
-def _suggest(field: str) -> str:
-    known = [*Request.model_fields, *ALIASES]
-    close = difflib.get_close_matches(shorten(field).lower().replace("-", "_"), known, n=1, cutoff=0.7)
-    if close:
-        return f"did you mean {close[0]}?"
-    return "known fields: " + ", ".join(Request.model_fields)
+def _seed(request: Request, variation: int) -> int:
+    """The seed of one of the jobs of a drop."""
+    if request.seeds is not None:
+        return request.seeds[variation]
+    return draw_seed() if request.seed == -1 else (request.seed + variation) % (MAX_SEED + 1)

@@ -6,16 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from framepack_daemon.aliases import ALIASED_VALUES, ALIASES
 from framepack_daemon.cli.context import report, say
 from framepack_daemon.errors import EXIT_DONE, FramepackError, RequestError
 from framepack_daemon.printable import printable
-from framepack_daemon.request import (
-    ALIASED_VALUES,
-    ALIASES,
-    FPS,
-    Request,
-    build,
-)
+from framepack_daemon.request import FPS, Request, build
 from framepack_daemon.strict_json import MAX_SIDECAR_BYTES
 
 ANY_PROMPT = {"prompt": "(the sidecar's)"}
@@ -68,7 +63,7 @@ def _describe(request: Request) -> str:
     frames = request.video_frames
     size = f"{request.width}x{request.height}" if request.width else f"around {request.resolution or 640} pixels"
     sections = f"{request.sections} section{'s' if request.sections > 1 else ''}"
-    times = f", {request.variations} times" if request.variations > 1 else ""
+    times = f", {request.takes} times" if request.takes > 1 else ""
     return f"{frames} frames ({frames / FPS:.2f} s) in {sections}, {size}{times}"
 
 

@@ -157,7 +157,7 @@ class Door:
                 effective(request, self.model)
             except RequestError as error:
                 refusal, request = error, None
-        count = request.variations if request else 1
+        count = request.takes if request else 1
         jobs: list[str] = []
         known: list[str] = []
         # The directory that holds the originals goes last: until then a crash puts them back and all is done again.

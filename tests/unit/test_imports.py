@@ -10,14 +10,16 @@ import pytest
 import framepack_daemon
 
 ROOT = Path(framepack_daemon.__file__).parent
-LEAVES = {"errors", "request", "strict_json", "job", "atomic", "printable"}
+LEAVES = {"errors", "request", "aliases", "strict_json", "job", "atomic", "printable"}
 # Each part, and the parts of the package that it may import.
 MAY_IMPORT = {
     "errors": set(),
     "printable": set(),
     "job": set(),
     "strict_json": {"errors", "printable"},
-    "request": {"errors", "strict_json", "printable"},
+    "aliases": {"errors"},
+    "refusals": {"aliases", "strict_json", "printable"},
+    "request": {"errors", "aliases", "refusals"},
     "atomic": set(),
     "progress": set(),
     "settings": LEAVES,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from framepack_daemon.aliases import ALIASES, NOT_YET
 from framepack_daemon.job import JobFile, Role, Run, State
-from framepack_daemon.request import ALIASES, NOT_YET, Request
+from framepack_daemon.request import Request
 from framepack_daemon.settings import Settings
 from framepack_daemon.spool import names, status
 from framepack_daemon.spool.queue import Queue

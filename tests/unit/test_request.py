@@ -63,7 +63,18 @@ WRONG: list[tuple[bytes, str, str]] = [
     (wrong(prompt=" \n"), "prompt: is blank", "say what happens"),
     (wrong(prompt="x" * 10_001), "prompt: is too long", "at most 10000"),
     (wrong(prompt=5), "prompt: 5 is a number", "text in quotes"),
-    (wrong(prompt=[{"at": 0, "text": "a"}]), "prompt: a list of timed prompts is not part of this version", "one text"),
+    (wrong(prompt=[]), "prompt: is empty", "write prompt"),
+    (wrong(prompt=[5]), "prompt[0]: 5 is a number", 'like [{"at": 0'),
+    (wrong(prompt=[{"at": 1, "text": "a"}]), "prompt: the first text holds from 1 s on", "set its at to 0"),
+    (wrong(prompt=[{"at": "0", "text": "a"}]), 'prompt[0].at: "0" is text', "a number from 0 to 120"),
+    (wrong(prompt=[{"at": 0, "text": " "}]), "prompt[0].text: is blank", "say what happens"),
+    (wrong(prompt=[{"at": 0, "txt": "a"}]), "prompt[0].text: is missing; prompt[0].txt: unknown", 'like [{"at": 0'),
+    (wrong(prompt=[{"at": 0, "text": "a"}] * 2), "prompt: its times do not rise", "in order"),
+    (
+        wrong(seconds=2, prompt=[{"at": 0, "text": "a"}, {"at": 2, "text": "b"}]),
+        "prompt: the text at 2 s begins after the video's end at 2.00 s",
+        "earlier time",
+    ),
     (wrong(stpes=25), "stpes: unknown field", "did you mean steps?"),
     (wrong(colour="red"), "colour: unknown field", "known fields: prompt"),
     (wrong(seconds=500), "seconds: 500 is out of range", "from 0.1 to 120"),
@@ -78,15 +89,29 @@ WRONG: list[tuple[bytes, str, str]] = [
     (wrong(gs=99), "gs: 99 is out of range", "gs is a number from 1 to 32"),
     (wrong(sampling_mode="sideways"), 'sampling_mode: "sideways" is not a choice', "reverse or forward"),
     (wrong(transformer_model="f2"), 'transformer_model: "f2" is not a choice', "base or f1"),
-    (wrong(cache="teacache"), "cache: caching is not part of this version", "remove the field"),
-    (wrong(codec="h265"), 'codec: "h265" is not a choice', "codec is h264"),
+    (wrong(cache="teacache"), 'cache: "teacache" is not a choice', "none or first_block"),
+    (wrong(use_teacache="on"), 'use_teacache: "on" is not a choice', "false or true"),
+    (wrong(codec="h265"), 'codec: "h265" is not a choice', "codec is h264 or hevc"),
+    (wrong(notify="me"), "notify: notification is not part of this version", "remove the field"),
+    (wrong(seeds=[]), "seeds: is empty", "remove the field"),
+    (wrong(seeds=[1, 1]), "seeds: has a seed twice", "each once"),
+    (wrong(seeds=[1, -1]), "seeds[1]: -1 is out of range", "a whole number from 0"),
+    (wrong(seeds=[1.5]), "seeds[0]: 1.5 is not a whole number", "a whole number from 0"),
+    (wrong(seeds=7), "seeds: 7 is a number", "like [1, 2, 3]"),
+    (wrong(seeds=list(range(101))), "seeds: has 101 parts", "at most 100"),
+    (wrong(seeds=[1, 2], seed=3), "seeds: stands beside seed", "keep one"),
+    (wrong(continue_from="../more.mp4"), "continue_from: must be the bare name", "the id of a job"),
+    (wrong(keep_latents="yes"), 'keep_latents: "yes" is text', "true or false"),
+    (wrong(gpu_memory_preservation=-1), "gpu_memory_preservation: -1 is out of range", "from 0 to 128"),
     (wrong(priority=1.5), "priority: 1.5 is not a whole number", "from -100 to 100"),
     (wrong(prompt={}), "prompt: {} is an object", "text in quotes"),
     (wrong(prompt=None), "prompt: is null", "text in quotes"),
     (wrong(Prompt="b"), "Prompt: unknown field", "did you mean prompt?"),
     (wrong(num_frames=9), "num_frames: unknown field", "did you mean frames?"),
     (wrong(model="../../secret"), 'model: "../../secret" is not a choice', "tiny"),
-    (wrong(lora_path="/etc/passwd"), "lora_path: LoRA is not part of this version", "remove the field"),
+    (wrong(lora_path="/etc/passwd"), "lora_path: must be the bare name", "into loras_dir"),
+    (wrong(lora_path="a.pt", lora_scale="1"), 'lora_scale: "1" is text', "a number from -10 to 10"),
+    (wrong(lora_path="a.pt", loras=[]), "loras and lora_path: are two names", "remove one"),
     (wrong(last_image="~root"), "last_image: must be the bare name", "beach.last.jpg"),
     (wrong(last_image="a\0b"), "last_image: has a NUL", "remove it"),
     (wrong(last_image=".."), "last_image: must be the bare name", "beach.last.jpg"),
@@ -107,8 +132,11 @@ WRONG: list[tuple[bytes, str, str]] = [
     (wrong(last_image="../../etc/passwd"), "last_image: must be the bare name", "beach.last.jpg"),
     (wrong(last_image="/etc/passwd"), "last_image: must be the bare name", "beach.last.jpg"),
     (wrong(last_image="b.last.jpg", sampling="vanilla"), "last_image: sampling vanilla", "inverted_anti_drifting"),
-    (wrong(loras=[{"name": "x"}]), "loras: LoRA is not part of this version", "remove the field"),
-    (wrong(use_teacache=True), "use_teacache: caching is not part of this version", "remove"),
+    (wrong(loras="x"), 'loras: "x" is text', 'like [{"name"'),
+    (wrong(loras=[{"name": "~/x"}]), "loras[0].name: must be the bare name", "into loras_dir"),
+    (wrong(loras=[{"name": "x", "scale": 11}]), "loras[0].scale: 11 is out of range", "from -10 to 10"),
+    (wrong(loras=[{"nam": "x"}]), "loras[0].name: is missing; loras[0].nam: unknown field", 'like [{"name"'),
+    (wrong(loras=[{"name": "x"}] * 2), "loras: names a file twice", "each once"),
     (wrong(variations=1000), "variations: 1000", "from 1 to 100"),
     (wrong(guidance_scale=None), "guidance_scale: is null", "a number from 1 to 32"),
     (wrong(seconds=500, crf=99), "seconds: 500 is out of range; crf: 99", "crf is"),
@@ -192,17 +220,30 @@ def test_with_an_end_frame_nothing_is_trimmed(frames: int, rendered: int) -> Non
 def test_the_original_s_names_are_understood() -> None:
     original = {
         "video_length": 5.0, "gs": 9.0, "cfg": 2.0, "rs": 0.5, "mp4_crf": 18.0, "n_prompt": "blur", "steps": 20,
-        "use_teacache": False, "sampling_mode": "forward", "transformer_model": "f1",
+        "use_teacache": True, "sampling_mode": "forward", "transformer_model": "f1", "lora_path": "a.pt",
+        "lora_scale": 0.5,
     }  # fmt: skip
     ours = {
         "seconds": 5.0, "guidance_scale": 9.0, "true_cfg_scale": 2.0, "guidance_rescale": 0.5, "crf": 18,
-        "negative_prompt": "blur", "num_inference_steps": 20, "cache": "none", "sampling": "vanilla",
-        "model": "framepack-f1",
+        "negative_prompt": "blur", "num_inference_steps": 20, "cache": "first_block",
+        "sampling": "vanilla", "model": "framepack-f1", "loras": [{"name": "a.pt", "scale": 0.5}],
     }  # fmt: skip
     assert build(MINIMAL | original) == build(MINIMAL | ours)
 
 
-@pytest.mark.parametrize("fields", [{}, {"frames": 40}, {"width": 64, "height": 80}, {"seed": 5}, {"model": "tiny"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"frames": 40},
+        {"width": 64, "height": 80},
+        {"seed": 5},
+        {"model": "tiny"},
+        {"seeds": [5]},
+        {"prompt": [{"at": 0, "text": "a"}, {"at": 2, "text": "b"}]},
+        {"loras": [{"name": "x"}], "codec": "hevc"},
+    ],
+)
 def test_the_effective_request_is_a_sidecar_that_asks_for_the_same(fields: dict[str, object]) -> None:
     once = effective(build(MINIMAL | fields), "framepack-f1")
     again = effective(build(parse_json(json.dumps(once.as_sidecar()).encode())), "framepack-i2v")
@@ -215,6 +256,29 @@ def test_a_seed_is_drawn_and_variations_follow_one_another() -> None:
     assert min(drawn) >= 0
     request = build(MINIMAL | {"seed": 7})
     assert [effective(request, "tiny", variation=number).seed for number in range(3)] == [7, 8, 9]
+
+
+def test_seeds_give_a_job_each() -> None:
+    request = build(MINIMAL | {"seeds": [5, 3]}, {"seed": 1, "variations": 9})
+    assert request.takes == 2
+    made = [effective(request, "tiny", variation=number) for number in range(2)]
+    assert [(one.seed, one.seeds, one.takes) for one in made] == [(5, None, 1), (3, None, 1)]
+
+
+def test_the_preset_s_variations_stand_beside_a_sidecar_s_seed_and_give_way_to_its_seeds() -> None:
+    assert build(MINIMAL | {"seed": 1}, {"variations": 3}).takes == 3
+    assert build(MINIMAL | {"seed": 1}, {"seeds": [2, 3]}).takes == 1
+
+
+def test_a_timed_prompt_holds_from_its_time_on() -> None:
+    request = build({"prompt": [{"at": 0, "text": "a"}, {"at": 2.5, "text": "b"}]})
+    assert [request.text_at(time) for time in (0.0, 2.49, 2.5, 4.8)] == ["a", "a", "b", "b"]
+    assert build(MINIMAL).text_at(99.0) == "waves"
+
+
+@pytest.mark.parametrize("nothing", [None, "", "none"])
+def test_the_original_s_form_without_a_lora_asks_for_none(nothing: object) -> None:
+    assert build(MINIMAL | {"lora_path": nothing, "lora_scale": 1.0}).loras == []
 
 
 def test_a_sidecar_s_way_of_saying_length_and_size_replaces_the_preset_s() -> None:

@@ -93,6 +93,18 @@ class VideoError(FramepackError):
     retryable = True
 
 
+class ContinuationError(FramepackError):
+    """What a job is to go on from is not there or cannot be gone on from."""
+
+    code = "continuation"
+
+
+class LoraError(FramepackError):
+    """A LoRA file is not there, damaged, or made for another model."""
+
+    code = "lora"
+
+
 class UnknownJobError(FramepackError):
     """No job of that name stands in any state."""
 

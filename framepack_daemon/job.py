@@ -22,7 +22,9 @@ REQUEST_FILE = "job.json"  # the effective request: itself a valid sidecar, neve
 RUN_FILE = "run.json"
 OUTCOME_FILE = "outcome.json"
 DEFAULTS_FILE = "defaults.json"  # the folder's preset as it was when the drop was taken
-OWN_FILES = frozenset({REQUEST_FILE, RUN_FILE, OUTCOME_FILE, DEFAULTS_FILE})
+LATENTS_FILE = "latents.safetensors"  # of a done job that keeps its end, so that another can continue it
+CONTINUED_FILE = "continued.safetensors"  # the end of the job that this one continues
+OWN_FILES = frozenset({REQUEST_FILE, RUN_FILE, OUTCOME_FILE, DEFAULTS_FILE, LATENTS_FILE})
 
 
 class State(StrEnum):
@@ -47,6 +49,8 @@ class Role(StrEnum):
 
     IMAGE = "image"
     END_FRAME = "end_frame"
+    VIDEO = "video"  # begins the job with its last frame, in place of an image
+    LATENTS = "latents"  # the end of the job that is continued, a copy made at intake
     SIDECAR = "sidecar"  # the .json, or the .txt where there is no .json
     DEFAULTS = "defaults"
     ASIDE = "aside"  # taken along without effect: a .txt beside a .json, a member of a refused drop

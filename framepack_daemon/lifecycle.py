@@ -115,15 +115,20 @@ class Lifecycle:
     def _start(self, worker: Worker, run: Run) -> None:
         folder = self.queue.path(State.PROCESSING, run.job)
         request = atomic.read_json(folder / REQUEST_FILE)
-        image, last = run.file(Role.IMAGE), run.file(Role.END_FRAME)
-        assert image is not None
+
+        def path(role: Role) -> str | None:
+            file = run.file(role)
+            return str(folder / file.name) if file else None
+
         self._told.discard(run.job)
         self._running[run.job] = Running(run.job)
         worker.start(
             run.job,
             request=request,
-            image=str(folder / image.name),
-            last_image=str(folder / last.name) if last else None,
+            image=path(Role.IMAGE),
+            last_image=path(Role.END_FRAME),
+            video=path(Role.VIDEO),
+            latents=path(Role.LATENTS),
             scratch=str(self.work_dir / run.job),
         )
         self.writer.write(run.job, State.PROCESSING, message="starts")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from diffusers import (
@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from framepack_daemon import weights
+from framepack_daemon.engine.encodings import Encodings
 from framepack_daemon.errors import DeviceError, OutOfMemoryError, WeightsError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 PROMPT_TEMPLATE = str(DEFAULT_PROMPT_TEMPLATE["template"])
 CROP_START = int(str(DEFAULT_PROMPT_TEMPLATE["crop_start"]))  # tokens of the template before the prompt
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,20 @@ class Models:
     tokenizer_2: CLIPTokenizer
     image_encoder: SiglipVisionModel
     feature_extractor: SiglipImageProcessorPil
+    plan: str = "resident"  # one of `memory.PLANS`
+    encodings: Encodings = field(default_factory=Encodings)  # of texts and pictures that these networks have seen
+
+    @contextlib.contextmanager
+    def use(self, network: Network) -> Iterator[Network]:
+        """`network` on its device for the block; off again behind it, where the plan keeps it off. Do not nest."""
+        moves = self.plan != "resident" and network is not self.transformer
+        if moves:
+            network.to(self.device)
+        try:
+            yield network
+        finally:
+            if moves:
+                network.to("cpu")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,8 +79,10 @@ class Models:
         return dtype
 
 
-def load(name: str, models_dir: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Models:
-    """The networks of model `name` on `device`.
+def load(
+    name: str, models_dir: Path, device: str = "cpu", dtype: torch.dtype | None = None, plan: str = "resident"
+) -> Models:
+    """The networks of model `name`, to work on `device`.
 
     Args:
         name: one of `weights.MODEL_NAMES`.
@@ -72,6 +90,7 @@ def load(name: str, models_dir: Path, device: str = "cpu", dtype: torch.dtype | 
         device: as torch names it, such as "cpu" or "cuda:0".
         dtype: of the transformer; by default bfloat16 on a GPU, with the other networks in float16, and float32 on a
             CPU.
+        plan: one of `memory.PLANS`: which networks stay on the device, and in what form.
 
     Raises:
         WeightsError: files are missing, truncated, or not what they should be.
@@ -83,6 +102,7 @@ def load(name: str, models_dir: Path, device: str = "cpu", dtype: torch.dtype | 
     on_cpu = target.type == "cpu"
     main = dtype or (torch.float32 if on_cpu else torch.bfloat16)
     side = torch.float32 if on_cpu else torch.float16
+    rest = target if plan == "resident" else torch.device("cpu")  # where the networks beside the transformer are kept
     with _explained(name, target):
         tokenizer = _open_tokenizer(places.components / "tokenizer")
         return Models(
@@ -90,14 +110,15 @@ def load(name: str, models_dir: Path, device: str = "cpu", dtype: torch.dtype | 
             revision=places.revision,
             device=target,
             transformer=_network(HunyuanVideoFramepackTransformer3DModel, places.transformer, target, torch_dtype=main),
-            vae=_tiled(_network(AutoencoderKLHunyuanVideo, places.components / "vae", target, torch_dtype=side)),
+            vae=_tiled(_network(AutoencoderKLHunyuanVideo, places.components / "vae", rest, torch_dtype=side)),
             scheduler=_scheduler(places.components / "scheduler"),
-            text_encoder=_network(LlamaModel, places.components / "text_encoder", target, dtype=side),
+            text_encoder=_network(LlamaModel, places.components / "text_encoder", rest, dtype=side),
             tokenizer=tokenizer,
-            text_encoder_2=_network(CLIPTextModel, places.components / "text_encoder_2", target, dtype=side),
+            text_encoder_2=_network(CLIPTextModel, places.components / "text_encoder_2", rest, dtype=side),
             tokenizer_2=_open(CLIPTokenizer, places.components / "tokenizer_2"),
-            image_encoder=_network(SiglipVisionModel, places.image_encoder / "image_encoder", target, dtype=side),
+            image_encoder=_network(SiglipVisionModel, places.image_encoder / "image_encoder", rest, dtype=side),
             feature_extractor=_open(SiglipImageProcessorPil, places.image_encoder / "feature_extractor"),
+            plan=plan,
         )
 
 

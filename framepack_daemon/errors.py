@@ -86,6 +86,19 @@ class ImageIncompleteError(ImageError):
     retryable = True
 
 
+class ClipError(FramepackError):
+    """A video that a job is to continue cannot be used; it is whole, but not what it should be."""
+
+    code = "bad_clip"
+
+
+class ClipIncompleteError(ClipError):
+    """A video that a job is to continue ends too early: it may still be on its way."""
+
+    code = "incomplete_clip"
+    retryable = True
+
+
 class VideoError(FramepackError):
     """A video could not be written, joined or verified."""
 

@@ -8,14 +8,8 @@ Knows nothing of drops, jobs or models, and needs Pillow alone.
 
 from __future__ import annotations
 
-import errno
 import io
-import json
-import os
-import resource
-import stat
 import struct
-import subprocess
 import sys
 import warnings
 import zlib
@@ -26,7 +20,7 @@ from typing import BinaryIO
 from PIL import Image, ImageCms
 
 from framepack_daemon.errors import ImageError, ImageIncompleteError
-from framepack_daemon.media import formats
+from framepack_daemon.media import formats, helper
 
 # Lower-case suffixes of files that are meant as pictures. HEIC is among them to be refused with a reason.
 SUFFIXES = frozenset(
@@ -42,6 +36,7 @@ HELPER_MEMORY_BYTES = 2 << 30  # address space: file, decoded picture and two co
 # Pillow's own limit counts the pixels in the file. Ours counts those to be decoded, and is checked before decoding.
 Image.MAX_IMAGE_PIXELS = None
 
+_ERRORS = helper.Errors("picture", ImageError, ImageIncompleteError, too_slow="save it again, smaller")
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -83,42 +78,19 @@ def check(path: Path, *, timeout_seconds: float = 60, max_pixels: int = MAX_PIXE
     Raises `ImageIncompleteError` when the file may still be on its way, `ImageError` when it can't be used (a link or a
     pipe is never followed or waited for), `OSError` when it can't be opened.
     """
-    with _open_plain(path) as file:
-        command = [sys.executable, "-I", "-m", __spec__.name, str(max_pixels), str(int(timeout_seconds) + 1)]
-        try:
-            helper = subprocess.run(
-                command, stdin=file, capture_output=True, timeout=timeout_seconds, check=False, cwd="/"
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ImageError(
-                f"{path.name}: takes longer than {timeout_seconds:g} s to decode", hint="save it again, smaller"
-            ) from error
-    if helper.returncode != 0:
-        last = helper.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ImageError(
-            f"{path.name}: breaks the decoder (exit {helper.returncode}{': ' if last else ''}{last})",
-            hint="save it again with another program",
-        )
-    answer = json.loads(helper.stdout)
-    if "message" in answer:
-        kind = ImageIncompleteError if answer["code"] == ImageIncompleteError.code else ImageError
-        raise kind(f"{path.name}: {answer['message']}", hint=answer["hint"])
-    return ImageFacts(**answer)
+    facts = helper.ask(__spec__.name, path, max_pixels, errors=_ERRORS, timeout_seconds=timeout_seconds)
+    return ImageFacts(**facts)
 
 
 def main(arguments: list[str]) -> None:
     """The helper: reads a picture from standard input, prints `ImageFacts` or an error as one line of JSON."""
     max_pixels, cpu_seconds = (int(argument) for argument in arguments)
-    resource.setrlimit(resource.RLIMIT_AS, (HELPER_MEMORY_BYTES, HELPER_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        answer = asdict(_examine(sys.stdin.buffer, max_pixels)[1])
-    except ImageError as error:
-        answer = error.as_dict()
-    except MemoryError:
-        answer = ImageError("needs too much memory to decode", hint="save it again, smaller").as_dict()
-    print(json.dumps(answer))  # noqa: T201 - the answer to the calling process
+    helper.answer(
+        lambda: asdict(_examine(sys.stdin.buffer, max_pixels)[1]),
+        errors=_ERRORS,
+        memory_bytes=HELPER_MEMORY_BYTES,
+        cpu_seconds=cpu_seconds,
+    )
 
 
 def load(path: Path) -> Image.Image:
@@ -127,26 +99,11 @@ def load(path: Path) -> Image.Image:
     16-bit pictures are scaled, 32-bit and floating-point greys stretched from their darkest to their brightest.
     Raises as `check` does, which should have been asked first: this decodes in the calling process.
     """
-    with _open_plain(path) as file:
+    with helper.open_plain(path, _ERRORS) as file:
         try:
             return _examine(file, MAX_PIXELS)[0]
         except ImageError as error:
             raise type(error)(f"{path.name}: {error.message}", hint=error.hint) from error
-
-
-def _open_plain(path: Path) -> BinaryIO:
-    """`path` opened for reading; a link is not followed, a pipe not waited for, and nothing but a file accepted."""
-    not_plain = ImageError(f"{path.name}: is not a plain file", hint="drop the picture itself, not a link to it")
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link; a socket
-            raise not_plain from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise not_plain
-    return open(descriptor, "rb")  # noqa: PTH123 - a descriptor, which the caller closes
 
 
 def _examine(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, ImageFacts]:

@@ -104,6 +104,7 @@ def require(codec: str, width: int, height: int) -> None:
     context = av.CodecContext.create(encoder.name, "w")
     assert isinstance(context, VideoCodecContext)
     _open(context, codec, width, height, DEFAULT_CRF)
+    context.encode(None)  # closed without an end, SVT-AV1 complains on standard error
 
 
 def add_stream(container: OutputContainer, codec: str, width: int, height: int, crf: int) -> VideoStream:

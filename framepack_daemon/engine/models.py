@@ -7,7 +7,8 @@ real models and the tiny one alike. Never touches the network. Knows nothing of 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,14 +30,16 @@ from transformers import (
 )
 
 from framepack_daemon import weights
+from framepack_daemon.engine import memory
 from framepack_daemon.engine.encodings import Encodings
-from framepack_daemon.errors import DeviceError, OutOfMemoryError, WeightsError
+from framepack_daemon.errors import DeviceError, WeightsError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PROMPT_TEMPLATE = str(DEFAULT_PROMPT_TEMPLATE["template"])
 CROP_START = int(str(DEFAULT_PROMPT_TEMPLATE["crop_start"]))  # tokens of the template before the prompt
+PIXELS_PER_LATENT = 8 * 8
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
@@ -62,8 +65,11 @@ class Models:
 
     @contextlib.contextmanager
     def use(self, network: Network) -> Iterator[Network]:
-        """`network` on its device for the block; off again behind it, where the plan keeps it off. Do not nest."""
-        moves = self.plan != "resident" and network is not self.transformer
+        """`network` on its device for the block; off again behind it, where the plan keeps it off. Do not nest.
+
+        The transformer stays where it is; so does Llama, whose blocks pass over the device while it works.
+        """
+        moves = self.plan != "resident" and network is not self.transformer and network is not self.text_encoder
         if moves:
             network.to(self.device)
         try:
@@ -102,24 +108,70 @@ def load(
     on_cpu = target.type == "cpu"
     main = dtype or (torch.float32 if on_cpu else torch.bfloat16)
     side = torch.float32 if on_cpu else torch.float16
-    rest = target if plan == "resident" else torch.device("cpu")  # where the networks beside the transformer are kept
-    with _explained(name, target):
-        tokenizer = _open_tokenizer(places.components / "tokenizer")
+    with memory.exhaustion_explained(f"while model {name} was loaded", target, plan), _explained(name):
+        open_ = _Opener(target, plan)
         return Models(
             name=name,
             revision=places.revision,
             device=target,
-            transformer=_network(HunyuanVideoFramepackTransformer3DModel, places.transformer, target, torch_dtype=main),
-            vae=_tiled(_network(AutoencoderKLHunyuanVideo, places.components / "vae", rest, torch_dtype=side)),
+            transformer=open_.transformer(places.transformer, main),
+            vae=open_.vae(places.components / "vae", side),
             scheduler=_scheduler(places.components / "scheduler"),
-            text_encoder=_network(LlamaModel, places.components / "text_encoder", rest, dtype=side),
-            tokenizer=tokenizer,
-            text_encoder_2=_network(CLIPTextModel, places.components / "text_encoder_2", rest, dtype=side),
+            text_encoder=open_.text_encoder(places.components / "text_encoder", side),
+            tokenizer=_open_tokenizer(places.components / "tokenizer"),
+            text_encoder_2=open_.small(CLIPTextModel, places.components / "text_encoder_2", dtype=side),
             tokenizer_2=_open(CLIPTokenizer, places.components / "tokenizer_2"),
-            image_encoder=_network(SiglipVisionModel, places.image_encoder / "image_encoder", rest, dtype=side),
+            image_encoder=open_.small(SiglipVisionModel, places.image_encoder / "image_encoder", dtype=side),
             feature_extractor=_open(SiglipImageProcessorPil, places.image_encoder / "feature_extractor"),
             plan=plan,
         )
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens networks as a plan wants them: all by way of the host, each onto the device only where it stays there."""
+
+    device: torch.device
+    plan: str
+
+    def transformer(self, folder: Path, dtype: torch.dtype) -> Any:
+        network = _network(HunyuanVideoFramepackTransformer3DModel, folder, torch_dtype=dtype)
+        if self.plan == "minimal":
+            return memory.stream(network, self.device)
+        return (memory.cast(network) if self.plan == "low" else network).to(self.device)
+
+    def text_encoder(self, folder: Path, dtype: torch.dtype) -> Any:
+        network = _network(LlamaModel, folder, dtype=dtype)
+        # Beside the transformer there is no room for it elsewhere, and it has but one pass to do for a text.
+        return network.to(self.device) if self.plan == "resident" else memory.stream(network, self.device)
+
+    def vae(self, folder: Path, dtype: torch.dtype) -> Any:
+        vae = self.small(FittingVae, folder, torch_dtype=dtype)
+        total = memory.room(self.device).total
+        vae.tiles = functools.partial(memory.tiles, self.plan, total=total, value_bytes=dtype.itemsize)
+        return vae
+
+    def small(self, kind: Any, folder: Path, **options: Any) -> Any:
+        network = _network(kind, folder, **options)
+        return network.to(self.device) if self.plan == "resident" else network
+
+
+class FittingVae(AutoencoderKLHunyuanVideo):
+    """The VAE, which takes frames in tiles where, by `tiles`, whole ones are too large."""
+
+    tiles: Callable[[int], bool] = staticmethod(lambda pixels: True)  # noqa: ARG005  # by the pixels of a frame
+
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> Any:  # as in diffusers
+        """The posterior of frames (1, 3, T, H, W)."""
+        vae: Any = super()
+        self.use_tiling = self.tiles(x.shape[-2] * x.shape[-1])
+        return vae.encode(x, return_dict=return_dict)
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> Any:
+        """The frames of latents (1, 16, T, H/8, W/8)."""
+        vae: Any = super()
+        self.use_tiling = self.tiles(z.shape[-2] * z.shape[-1] * PIXELS_PER_LATENT)
+        return vae.decode(z, return_dict=return_dict)
 
 
 def _usable(device: str) -> torch.device:
@@ -136,16 +188,13 @@ def _usable(device: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def _explained(name: str, device: torch.device) -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     """Turns what the libraries raise while opening files into errors of ours."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"model {name} does not fit into the memory of {device}",
-            hint="free the device's memory or use another device",
-        ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if memory.is_exhaustion(error):
+            raise
         raise WeightsError(
             f"model {name} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             hint=f"run: framepack-daemon models check {name}",
@@ -157,15 +206,9 @@ def _open(kind: Any, folder: Path, **options: Any) -> Any:
     return kind.from_pretrained(folder, local_files_only=True, **options)
 
 
-def _network(kind: Any, folder: Path, device: torch.device, **options: Any) -> Any:
-    """A network on `device`, for inference only."""
-    return _open(kind, folder, **options).to(device).eval().requires_grad_(requires_grad=False)
-
-
-def _tiled(vae: Any) -> Any:
-    # Whole frames need gigabytes for the mask of its attention alone: (frames * height * width)^2 values.
-    vae.enable_tiling()
-    return vae
+def _network(kind: Any, folder: Path, **options: Any) -> Any:
+    """A network on the host, for inference only."""
+    return _open(kind, folder, **options).eval().requires_grad_(requires_grad=False)
 
 
 def _scheduler(folder: Path) -> Any:

@@ -193,6 +193,7 @@ class Daemon:
         return Worker(
             device,
             models_dir=settings.models_dir,
+            loras_dir=settings.loras_dir,
             model=settings.model,
             threads=settings.threads,
             limits=Limits(settings.step_timeout_seconds, settings.load_timeout_seconds),

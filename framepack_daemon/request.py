@@ -281,19 +281,23 @@ class Request(BaseModel):
         return next(part.text for part in reversed(self.texts) if part.at <= seconds)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether nothing is trimmed: because the end is given, or because another video is to go on from it."""
+        return self.last_image is not None or self.keep_latents
+
+    @property
     def sections(self) -> int:
         """Number of sections to sample: the reference's for `seconds`, enough for `frames`."""
         if self.frames is not None:
             ideal = (self.frames - 1) / FRAMES_PER_SECTION
-            # Anchored at both ends nothing can be trimmed: the nearest whole number of sections.
-            return max(round(ideal) if self.last_image else math.ceil(ideal), 1)
+            return max(round(ideal) if self.is_whole else math.ceil(ideal), 1)
         return max(round((self.seconds or 5.0) * FPS / FRAMES_PER_SECTION), 1)
 
     @property
     def video_frames(self) -> int:
         """Frames of the finished video, at 30 a second."""
         rendered = FRAMES_PER_SECTION * self.sections + 1
-        if self.last_image:
+        if self.is_whole:
             return rendered
         wanted = self.frames if self.frames is not None else max(round((self.seconds or 5.0) * FPS), 1)
         return min(rendered, wanted)

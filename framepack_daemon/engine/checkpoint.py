@@ -1,7 +1,7 @@
 """What a job needs to go on after a crash or a stop: two small safetensors files in its scratch.
 
 `checkpoint.safetensors` holds the latent frames and the random numbers after a section, of one size however long the
-video is; `step.safetensors` the latents inside a section, written on a graceful stop. Each carries the identity of what
+video is; `step.safetensors` the solver's state inside a section, written on a graceful stop. Each carries the identity of what
 is rendered, and one of another job, or one that is damaged, is never used. Knows nothing of frames or video files.
 """
 
@@ -20,15 +20,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from framepack_daemon import atomic
-from framepack_daemon.engine.sampler import SOLVER, Progress
+from framepack_daemon.engine.solver import State
 
 if TYPE_CHECKING:
     from framepack_daemon.engine.models import Models
+    from framepack_daemon.engine.sources import Sources
     from framepack_daemon.request import Request
 
 CHECKPOINT = "checkpoint.safetensors"
 STEP = "step.safetensors"
-FORMAT = 1  # goes up when older files can no longer be read
+HISTORY = "history."  # before the place of a tensor of the solver's history, from 0
+FORMAT = 2  # goes up when older files can no longer be read
 
 
 @dataclass(frozen=True)
@@ -38,18 +40,17 @@ class Checkpoint:
     next_section: int  # counted from 0
     kept: torch.Tensor  # (1, 16, T, H/8, W/8) float32, at most 28 latent frames
     generator: torch.Tensor  # state of the noise generator, uint8
+    ending: torch.Tensor | None  # the video's last latent frames so far, at most 28, where they are kept
     environment: str  # where it was made: the same gives the same bits
 
 
-def identity(request: Request, models: Models, image: Path, last_image: Path | None) -> str:
+def identity(request: Request, models: Models, sources: Sources) -> str:
     """A hash over everything that decides what the frames are."""
     what = {
         "format": FORMAT,
         "request": request.as_sidecar(),
-        "image": atomic.digest(image)[1],
-        "last_image": atomic.digest(last_image)[1] if last_image else None,
+        "sources": sources.digest(),
         "model": [models.name, models.revision],
-        "solver": SOLVER,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -83,16 +84,22 @@ class Store:
         """Whether anything was saved, usable or not."""
         return self._path.exists() or self._step_path.exists()
 
-    def save(self, next_section: int, kept: torch.Tensor, generator: torch.Generator) -> None:
+    def save(
+        self, next_section: int, kept: torch.Tensor, generator: torch.Generator, ending: torch.Tensor | None = None
+    ) -> None:
         """Put the state before `next_section` in place of the one saved before."""
         tensors = {"kept": kept.contiguous(), "generator": generator.get_state()}
+        if ending is not None:
+            tensors["ending"] = ending.clone()  # no two tensors of a file may share memory
         self._write(self._path, tensors, next_section=next_section)
         self._step_path.unlink(missing_ok=True)
 
-    def save_step(self, section: int, progress: Progress) -> None:
+    def save_step(self, section: int, state: State) -> None:
         """Save how far `section` is."""
-        tensors = {"latents": progress.latents.contiguous()}
-        self._write(self._step_path, tensors, section=section, step=progress.step)
+        tensors = {"latents": state.latents}
+        tensors |= {f"{HISTORY}{place}": tensor for place, tensor in enumerate(state.history)}
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        self._write(self._step_path, tensors, section=section, step=state.step)
 
     def load(self) -> Checkpoint | None:
         """The saved state; None when there is none for this job."""
@@ -105,18 +112,20 @@ class Store:
                 next_section=int(metadata["next_section"]),
                 kept=tensors["kept"].to(self._device),
                 generator=tensors["generator"],
+                ending=tensors["ending"].to(self._device) if "ending" in tensors else None,
                 environment=metadata["environment"],
             )
         except (KeyError, ValueError):
             return None
 
-    def load_step(self, section: int) -> Progress | None:
+    def load_step(self, section: int) -> State | None:
         """How far `section` was when it was stopped; None when that was not saved."""
         found = self._read(self._step_path)
         if found is None or found[1].get("section") != str(section):
             return None
-        tensors, metadata = found
-        return Progress(step=int(metadata["step"]), latents=tensors["latents"].to(self._device))
+        tensors = {name: tensor.to(self._device) for name, tensor in found[0].items()}
+        history = tuple(tensors[f"{HISTORY}{place}"] for place in range(len(tensors) - 1))
+        return State(int(found[1]["step"]), tensors["latents"], history)
 
     def is_from_here(self, checkpoint: Checkpoint) -> bool:
         """Whether it was made under the conditions of now, so that the result is the same to the last bit."""

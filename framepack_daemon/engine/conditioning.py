@@ -1,8 +1,8 @@
 """What a section is sampled from: the texts, the pictures, and the size of the video.
 
 `prepare` puts the picture into the nearest bucket, encodes the texts with Llama and CLIP and the pictures with SigLIP
-and the VAE. All of it follows from the request, the pictures and the weights, so nothing here is ever checkpointed.
-Knows nothing of sections or files.
+and the VAE, each only once while the models stay loaded. All of it follows from the request, the pictures and the
+weights, so nothing here is ever checkpointed. Knows nothing of sections or files.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
+from framepack_daemon.engine.encodings import Tensors
 from framepack_daemon.engine.models import CROP_START, PROMPT_TEMPLATE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from framepack_daemon.engine.models import Models
     from framepack_daemon.request import Request
 
@@ -61,33 +65,32 @@ class Conditioning:
 
     height: int  # pixels
     width: int  # pixels
-    prompt: Text
+    prompts: Mapping[str, Text]  # each of the request's texts, encoded
     negative: Text | None  # None when true CFG is off
-    image_embeds: torch.Tensor  # (1, N, S), the transformer's dtype; with an end frame, the mean of both
+    image_embeds: torch.Tensor  # (1, N, S), the transformer's dtype; with an end frame, the weighted mean of both
     image_latents: torch.Tensor  # (1, 16, 1, H/8, W/8) float32
-    last_latents: torch.Tensor | None  # of the end frame, likewise
+    last_latents: torch.Tensor | None  # of the end frame, likewise, times its weight
 
 
 @torch.no_grad()
 def prepare(request: Request, models: Models, image: Image.Image, last_image: Image.Image | None) -> Conditioning:
     """The conditioning of `request` with its pictures, both RGB and upright."""
     height, width = frame_size(request, image)
-    first = _pixels(fit(image, height, width))
     generator = image_generator(request.seed)
-    image_embeds = _look(models, first)
-    image_latents = _to_latents(models, first, generator)
-    last_latents = None
+    first = _encode_picture(models, fit(image, height, width), generator)
+    image_embeds, last_latents = first.embeds, None
     if last_image is not None:
-        last = _pixels(fit(last_image, height, width))
-        image_embeds = (image_embeds + _look(models, last)) / 2
-        last_latents = _to_latents(models, last, generator)
+        weight = request.last_image_weight
+        last = _encode_picture(models, fit(last_image, height, width), generator)
+        image_embeds = (image_embeds + weight * last.embeds) / (1 + weight)
+        last_latents = weight * last.latents
     return Conditioning(
         height=height,
         width=width,
-        prompt=encode_text(models, request.prompt),
+        prompts={part.text: encode_text(models, part.text) for part in request.texts},
         negative=encode_text(models, request.negative_prompt) if request.true_cfg_scale > 1 else None,
         image_embeds=image_embeds,
-        image_latents=image_latents,
+        image_latents=first.latents,
         last_latents=last_latents,
     )
 
@@ -122,9 +125,13 @@ def fit(image: Image.Image, height: int, width: int) -> Image.Image:
     return resized.crop((round(left), round(top), round(left + width), round(top + height)))
 
 
-@torch.no_grad()
 def encode_text(models: Models, prompt: str) -> Text:
     """Llama's hidden states of `prompt` without the template's head, zeros behind them, and CLIP's pooled state."""
+    return Text(*models.encodings.get(("text", prompt), models.device, lambda: _encode_text(models, prompt)))
+
+
+@torch.no_grad()
+def _encode_text(models: Models, prompt: str) -> Tensors:
     tokens = models.tokenizer(
         PROMPT_TEMPLATE.replace("{}", prompt),
         max_length=PROMPT_TOKENS + CROP_START,
@@ -132,7 +139,8 @@ def encode_text(models: Models, prompt: str) -> Text:
         truncation=True,
         return_tensors="pt",
     ).to(models.device)
-    hidden = models.text_encoder(**tokens, output_hidden_states=True).hidden_states[-(SKIPPED_LAYERS + 1)]
+    with models.use(models.text_encoder) as encoder:
+        hidden = encoder(**tokens, output_hidden_states=True).hidden_states[-(SKIPPED_LAYERS + 1)]
     length = int(tokens["attention_mask"].sum()) - CROP_START
     embeds = hidden.new_zeros(1, TEXT_TOKENS, hidden.shape[-1], dtype=models.dtype)
     embeds[:, :length] = hidden[:, CROP_START : CROP_START + length]
@@ -141,27 +149,34 @@ def encode_text(models: Models, prompt: str) -> Text:
     tokens_2 = models.tokenizer_2(
         prompt, max_length=CLIP_TOKENS, padding="max_length", truncation=True, return_tensors="pt"
     )
-    pooled = models.text_encoder_2(tokens_2["input_ids"].to(models.device)).pooler_output
-    return Text(embeds=embeds, mask=mask, pooled=pooled.to(models.dtype))
+    with models.use(models.text_encoder_2) as encoder:
+        pooled = encoder(tokens_2["input_ids"].to(models.device)).pooler_output
+    return embeds, mask, pooled.to(models.dtype)
 
 
-def _pixels(image: Image.Image) -> torch.Tensor:
-    """(1, 3, H, W) float32 in [-1, 1]."""
-    pixels: torch.Tensor = VideoProcessor(vae_scale_factor=MULTIPLE).preprocess(image)
-    return pixels
+@dataclass(frozen=True)
+class _Picture:
+    embeds: torch.Tensor  # (1, N, S), the transformer's dtype
+    latents: torch.Tensor  # (1, 16, 1, H/8, W/8) float32
 
 
-def _look(models: Models, pixels: torch.Tensor) -> torch.Tensor:
-    """SigLIP's last hidden state of a picture in [-1, 1]."""
+def _encode_picture(models: Models, image: Image.Image, generator: torch.Generator) -> _Picture:
+    """A picture of the video's size; its latents are drawn with `generator`, and all else is kept for other jobs."""
+    key = "picture", image.size, hashlib.sha256(image.tobytes()).digest()
+    embeds, moments = models.encodings.get(key, models.device, lambda: _look_and_encode(models, image))
+    latents: torch.Tensor = DiagonalGaussianDistribution(moments).sample(generator=generator)
+    return _Picture(embeds, (latents * models.vae.config.scaling_factor).to(torch.float32))
+
+
+@torch.no_grad()
+def _look_and_encode(models: Models, image: Image.Image) -> Tensors:
+    """(SigLIP's last hidden state, mean and log-variance of the VAE's posterior) of a picture."""
+    pixels = VideoProcessor(vae_scale_factor=MULTIPLE).preprocess(image)  # (1, 3, H, W) float32 in [-1, 1]
     inputs = models.feature_extractor(images=(pixels + 1) / 2, return_tensors="pt", do_rescale=False).to(
         device=models.device, dtype=models.image_encoder.dtype
     )
-    embeds: torch.Tensor = models.image_encoder(**inputs).last_hidden_state
-    return embeds.to(models.dtype)
-
-
-def _to_latents(models: Models, pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    frame = pixels.unsqueeze(2).to(device=models.device, dtype=models.vae.dtype)
-    latents: torch.Tensor = models.vae.encode(frame).latent_dist.sample(generator=generator)
-    latents *= models.vae.config.scaling_factor
-    return latents.to(torch.float32)
+    with models.use(models.image_encoder) as encoder:
+        embeds = encoder(**inputs).last_hidden_state.to(models.dtype)
+    with models.use(models.vae) as vae:
+        moments = vae.encode(pixels.unsqueeze(2).to(models.device, vae.dtype)).latent_dist.parameters
+    return embeds, moments

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def decode(models: Models, latents: torch.Tensor) -> torch.Tensor:
     """Frames (1, 3, 4T - 3, H, W) in about [-1, 1] of latents (1, 16, T, H/8, W/8)."""
     scaled = latents.to(models.vae.dtype) / models.vae.config.scaling_factor
-    frames: torch.Tensor = models.vae.decode(scaled, return_dict=False)[0]
+    with models.use(models.vae) as vae:
+        frames: torch.Tensor = vae.decode(scaled, return_dict=False)[0]
     return frames
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from framepack_daemon.engine import schedule
+from framepack_daemon.engine import schedule, solver
 from framepack_daemon.request import LATENT_WINDOW
 
 if TYPE_CHECKING:
@@ -22,16 +22,8 @@ if TYPE_CHECKING:
     from framepack_daemon.engine.models import Models
     from framepack_daemon.request import Request
 
-SOLVER = "euler"
 DISTILLED_SCALE = 1000.0  # the unit in which the transformer takes the distilled guidance
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A section after so many steps."""
-
-    step: int  # steps done
-    latents: torch.Tensor  # (1, 16, 9, H/8, W/8) float32
+REFERENCE_DTYPE = torch.bfloat16  # in which the reference gives time steps and latents to the transformer
 
 
 def draw_noise(conditioning: Conditioning, generator: torch.Generator, device: torch.device) -> torch.Tensor:
@@ -49,33 +41,30 @@ class Context:
     request: Request
     models: Models
     conditioning: Conditioning
+    prompt: Text  # the one that holds in this section
     indices: schedule.Indices
     history: schedule.History
 
 
 @torch.no_grad()
-def denoise(context: Context, begin: Progress) -> Iterator[Progress]:
+def denoise(context: Context, begin: solver.State) -> Iterator[solver.State]:
     """The section after each step from `begin` on."""
-    inputs = _fixed_inputs(context)
-    latents = begin.latents
-    scheduler = _scheduler(context, latents)
-    scheduler.set_begin_index(begin.step)
-    for step in range(begin.step, context.request.num_inference_steps):
-        time = scheduler.timesteps[step]
-        velocity = _velocity(context, inputs, latents, time)
-        latents = scheduler.step(velocity.float(), time, latents, return_dict=False)[0]
-        yield Progress(step + 1, latents)
+    request, inputs, state = context.request, _fixed_inputs(context), begin
+    solving = _solver(context, begin.latents)
+    for step in range(begin.step, request.num_inference_steps):
+        seen, time = state.latents, solving.timesteps[step]
+        if request.reference_rounding:
+            seen, time = (value.to(REFERENCE_DTYPE).to(value.dtype) for value in (seen, time))
+        state = solving.step(state, _velocity(context, inputs, seen, time), seen)
+        yield state
 
 
-def _scheduler(context: Context, latents: torch.Tensor) -> Any:
-    """A scheduler of its own for this section, shifted for its number of tokens."""
-    models = context.models
+def _solver(context: Context, latents: torch.Tensor) -> solver.Solver:
+    """A solver for this section, shifted for its number of tokens."""
+    request, models = context.request, context.models
     tokens = latents[0, 0].numel() / models.transformer.config.patch_size**2
-    scheduler = type(models.scheduler).from_config(models.scheduler.config)
-    scheduler.set_timesteps(
-        sigmas=schedule.sigmas(context.request.num_inference_steps), mu=schedule.shift(tokens), device=models.device
-    )
-    return scheduler
+    shift = schedule.shift(tokens)
+    return solver.make(request.solver, models.scheduler, request.num_inference_steps, shift, models.device)
 
 
 def _fixed_inputs(context: Context) -> dict[str, Any]:
@@ -98,7 +87,7 @@ def _fixed_inputs(context: Context) -> dict[str, Any]:
 
 
 def _velocity(context: Context, inputs: dict[str, Any], latents: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """The velocity at `latents`, with true classifier-free guidance where there is a negative text."""
+    """The velocity at `latents`, float32, with true classifier-free guidance where there is a negative text."""
     models, negative = context.models, context.conditioning.negative
 
     def predict(text: Text) -> torch.Tensor:
@@ -110,9 +99,9 @@ def _velocity(context: Context, inputs: dict[str, Any], latents: torch.Tensor, t
             pooled_projections=text.pooled,
             **inputs,
         )[0]
-        return output
+        return output.float()
 
-    wanted = predict(context.conditioning.prompt)
+    wanted = predict(context.prompt)
     if negative is None:
         return wanted
     unwanted = predict(negative)

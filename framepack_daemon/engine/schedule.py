@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from framepack_daemon.request import FRAMES_PER_SECTION, LATENT_WINDOW
+from framepack_daemon.request import FPS, FRAMES_PER_SECTION, LATENT_WINDOW
 
 HISTORY = (1, 2, 16)  # latent frames at the three scales, the nearest first
 HISTORY_FRAMES = sum(HISTORY)  # 19
@@ -54,6 +54,7 @@ class Order:
 
     backwards: bool
     sections: int
+    continues: bool = False  # forwards from another video's latents instead of a picture
 
     @property
     def rendered_frames(self) -> int:
@@ -64,6 +65,11 @@ class Order:
     def video_order(self) -> range:
         """Sections in the order in which their frames stand in the video."""
         return range(self.sections - 1, -1, -1) if self.backwards else range(self.sections)
+
+    def seconds(self, section: int) -> float:
+        """The time in the video, in seconds, in the middle of `section`."""
+        place = self.sections - 1 - section if self.backwards else section
+        return (place + 0.5) * FRAMES_PER_SECTION / FPS
 
     def is_last(self, section: int) -> bool:
         """Whether `section`, counted from 0, is the last to be sampled."""
@@ -79,11 +85,14 @@ class Order:
             picture, history_4x, history_2x, nearest, latents = torch.split(torch.arange(sum(sizes)), sizes)
         return Indices(latents, torch.cat([picture, nearest]), history_2x, history_4x)
 
-    def start(self, image_latents: torch.Tensor) -> torch.Tensor:
-        """The kept latent frames before the first section: none, and forwards the picture."""
-        batch, channels, _, height, width = image_latents.shape
-        nothing = image_latents.new_zeros(batch, channels, HISTORY_FRAMES, height, width)
-        return nothing if self.backwards else torch.cat([nothing, image_latents], dim=2)
+    def start(self, before: torch.Tensor) -> torch.Tensor:
+        """The kept latent frames before the first section: none, and forwards what comes `before` the video.
+
+        That is the picture, or the latent frames that it continues.
+        """
+        batch, channels, _, height, width = before.shape
+        nothing = before.new_zeros(batch, channels, HISTORY_FRAMES, height, width)
+        return nothing if self.backwards else torch.cat([nothing, before], dim=2)[:, :, -KEPT_FRAMES:]
 
     def history(self, kept: torch.Tensor) -> History:
         """What the next section sees of the kept latent frames."""
@@ -113,12 +122,20 @@ class Order:
             return kept[:, :, newer : newer + frames]
         return kept[:, :, kept.shape[2] - newer - frames : kept.shape[2] - newer]
 
+    def made(self, section: int) -> int:
+        """Latent frames that are made once `section` is, the picture's among them where it was met."""
+        return sum(self._new_frames(done) for done in range(section + 1)) + int(not self.backwards)
+
     def _new_frames(self, section: int) -> int:
         """Latent frames that `section` adds to the kept ones."""
         return LATENT_WINDOW + int(self.backwards and self.is_last(section))
 
+    def lead(self, section: int) -> int:
+        """How many frames of the decoded window belong to the video that is continued, but for its last one."""
+        return OVERLAP_FRAMES - 1 if self.continues and section == 0 else 0
+
     def _window_frames(self, section: int) -> int:
-        if section > 0:
+        if section > 0 or self.continues:
             return LATENT_WINDOW + self._new_frames(section)
         return LATENT_WINDOW + int(not self.backwards or self.is_last(section))
 

@@ -22,24 +22,28 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from framepack_daemon import atomic, weights
+from framepack_daemon import atomic, loras, weights
 from framepack_daemon.engine import models as engine_models
+from framepack_daemon.engine import provenance
 from framepack_daemon.engine.render import Event, Finished, Section, Started, Step, render
+from framepack_daemon.engine.sources import Sources
 from framepack_daemon.errors import FramepackError, OutOfMemoryError
 from framepack_daemon.request import Request, build
 from framepack_daemon.workers.channel import Channel, Message
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+SOURCES = ("image", "last_image", "video", "latents")  # the files of a job that a message names
 STORAGE = "storage"  # code of a failure to write: not the job's fault
 
 
 class Child:
     """The worker at the other end of the daemon's line."""
 
-    def __init__(self, channel: Channel, device: str, models_dir: Path) -> None:
+    def __init__(self, channel: Channel, device: str, models_dir: Path, loras_dir: Path) -> None:
         self._channel = channel
         self._device = device
         self._models_dir = models_dir
+        self._loras_dir = loras_dir
         self._models: engine_models.Models | None = None
         self._inbox: deque[Message] = deque()
 
@@ -106,13 +110,12 @@ class Child:
     def _render(self, job: str, request: Request, message: Message) -> None:
         scratch = Path(message["scratch"])
         atomic.make_folder(scratch)
-        last_image = message["last_image"]
+        image, last_image, video, latents = (Path(message[name]) if message.get(name) else None for name in SOURCES)
+        sources = Sources(image, last_image, video, latents, loras.resolve(request.loras, self._loras_dir))
         # Another worker may still be dying with this job in hand: it lets go of the lock when it is gone.
         with atomic.locked(scratch):
             assert self._models is not None
-            events = render(
-                request, self._models, Path(message["image"]), Path(last_image) if last_image else None, scratch
-            )
+            events = render(request, self._models, sources, scratch)
             for event in events:
                 self._tell(job, event)
                 if not isinstance(event, Finished) and self._should_stop(job):
@@ -141,6 +144,11 @@ class Child:
                         "peak_host_bytes": event.peak_host_bytes,
                     },
                     "model": {"name": self._models.name, "revision": self._models.revision},
+                    "versions": provenance.versions(),
+                    "files": {
+                        "latents": event.latents is not None,
+                        "animation": event.animation.name if event.animation else None,
+                    },
                 }
         names = {Started: "started", Step: "step", Section: "section", Finished: "rendered"}
         self._channel.send(names[type(event)], job=job, **fields)
@@ -164,6 +172,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--models-dir", type=Path, required=True)
+    parser.add_argument("--loras-dir", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -175,7 +184,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     channel = Channel(socket.socket(fileno=options.descriptor))
-    Child(channel, options.device, options.models_dir).serve(options.model)
+    Child(channel, options.device, options.models_dir, options.loras_dir).serve(options.model)
 
 
 if __name__ == "__main__":

@@ -49,13 +49,22 @@ class Worker:
     """One device and the child process that renders on it."""
 
     def __init__(
-        self, device: str, *, models_dir: Path, model: str, threads: int | None, limits: Limits, log: Path
+        self,
+        device: str,
+        *,
+        models_dir: Path,
+        loras_dir: Path,
+        model: str,
+        threads: int | None,
+        limits: Limits,
+        log: Path,
     ) -> None:
         self.device = device
         self.job: str | None = None  # that the child holds; not to be claimed again before it lets go
         self.stopping = False  # it was told to stop that job
         self.phase = Phase.DOWN
-        self._arguments = ["--device", device, "--models-dir", str(models_dir), "--model", model]
+        self._arguments = ["--device", device, "--model", model]
+        self._arguments += ["--models-dir", str(models_dir), "--loras-dir", str(loras_dir)]
         self._arguments += ["--threads", str(threads)] if threads else []
         self._limits = limits
         self._log_file = log

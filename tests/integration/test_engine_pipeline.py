@@ -15,6 +15,7 @@ from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video_framepack a
 
 from framepack_daemon.engine import conditioning, decode, render, schedule
 from framepack_daemon.engine.models import CROP_START, PROMPT_TEMPLATE
+from framepack_daemon.engine.sources import Sources
 from framepack_daemon.media import image as pictures
 from framepack_daemon.request import Request, build, effective
 
@@ -69,13 +70,13 @@ class Run:
         self.kept: list[torch.Tensor] = []
         put, save = render.Segments.put, render.checkpoint.Store.save
 
-        def recording_put(segments: Any, section: int, final: torch.Tensor) -> None:
+        def recording_put(segments: Any, section: int, final: torch.Tensor, edge: torch.Tensor | None) -> None:
             self.finals[section] = final.clone()
-            put(segments, section, final)
+            put(segments, section, final, edge)
 
-        def recording_save(store: Any, section: int, kept: torch.Tensor, generator: torch.Generator) -> None:
+        def recording_save(store: Any, section: int, kept: torch.Tensor, *rest: Any) -> None:
             self.kept.append(kept.clone())
-            save(store, section, kept, generator)
+            save(store, section, kept, *rest)
 
         monkeypatch.setattr(render.Segments, "put", recording_put)
         monkeypatch.setattr(render.checkpoint.Store, "save", recording_save)
@@ -90,6 +91,7 @@ def request(sections: int, sampling: str, **more: Any) -> Request:
         "frames": 36 * sections + 1,
         "seed": SEED,
         "num_inference_steps": 2,
+        "solver": "euler",
         "sampling": sampling,
         "width": 64,
         "height": 112,
@@ -101,6 +103,7 @@ def theirs_of(models: Models, asked: Request, image: Path, last: Path | None, ou
     first = pictures.load(image)
     end = pictures.load(last) if last else None
     told = conditioning.prepare(asked, models, first, end)
+    (text,) = told.prompts.values()
     negative = {}
     if told.negative:
         negative = {
@@ -111,9 +114,9 @@ def theirs_of(models: Models, asked: Request, image: Path, last: Path | None, ou
     result = pipeline(models, told)(
         image=conditioning.fit(first, told.height, told.width),
         last_image=conditioning.fit(end, told.height, told.width) if end else None,
-        prompt_embeds=told.prompt.embeds,
-        pooled_prompt_embeds=told.prompt.pooled,
-        prompt_attention_mask=told.prompt.mask,
+        prompt_embeds=text.embeds,
+        pooled_prompt_embeds=text.pooled,
+        prompt_attention_mask=text.mask,
         height=told.height,
         width=told.width,
         num_frames=FRAMES_PER_PIPELINE_SECTION * asked.sections,
@@ -135,7 +138,7 @@ def test_latents_and_frames_are_the_pipelines_bit_for_bit(  # noqa: PLR0917 - fi
 ) -> None:
     asked = request(sections, sampling)
     run = Run(monkeypatch)
-    *_, finished = render.render(asked, tiny_models, picture, None, tmp_path)
+    *_, finished = render.render(asked, tiny_models, Sources(picture), tmp_path)
     assert finished.facts.frames == 36 * sections + 1
 
     latents, _ = theirs_of(tiny_models, asked, picture, None, "latent")
@@ -159,7 +162,7 @@ def test_guidance_is_the_pipelines(
 ) -> None:
     asked = request(1, "inverted_anti_drifting", **more)
     run = Run(monkeypatch)
-    list(render.render(asked, tiny_models, picture, None, tmp_path))
+    list(render.render(asked, tiny_models, Sources(picture), tmp_path))
     latents, _ = theirs_of(tiny_models, asked, picture, None, "latent")
     assert torch.equal(run.kept[0][:, :, :10], latents[0])
     plain = request(1, "inverted_anti_drifting")
@@ -171,7 +174,7 @@ def test_an_end_frame_anchors_the_first_section_as_in_the_pipeline(
 ) -> None:
     asked = request(2, "inverted_anti_drifting", last_image=end_picture.name)
     run = Run(monkeypatch)
-    *_, finished = render.render(asked, tiny_models, picture, end_picture, tmp_path)
+    *_, finished = render.render(asked, tiny_models, Sources(picture, end_picture), tmp_path)
     latents, _ = theirs_of(tiny_models, asked, picture, end_picture, "latent")
     assert torch.equal(run.kept[-1][:, :, :19], latents[-1])
     assert finished.facts.frames == 73

@@ -1,8 +1,8 @@
 """What a job needs to go on after a crash or a stop: two small safetensors files in its scratch.
 
 `checkpoint.safetensors` holds the latent frames and the random numbers after a section, of one size however long the
-video is; `step.safetensors` the solver's state inside a section, written on a graceful stop. Each carries the identity of what
-is rendered, and one of another job, or one that is damaged, is never used. Knows nothing of frames or video files.
+video is; `step.safetensors` the solver's state inside a section, written on a graceful stop. Each carries the identity
+of what is rendered, and one of another job, or one that is damaged, is never used. Knows nothing of frames or videos.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def environment(models: Models) -> str:
     parts = {
         "device": device,
         "dtype": str(models.dtype),
+        "plan": models.plan,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,

@@ -152,12 +152,13 @@ def _rename_without_replacing(source: Path, target: Path) -> None:
             raise
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a plain file's content to `target`, which must be new, and sync it."""
+def copy(source: Path, target: Path, *, durable: bool = True) -> None:
+    """Copy a plain file's content to `target`, which must be new, and sync it when `durable`."""
     with _open_plain(source) as reading, target.open("xb") as writing:
         shutil.copyfileobj(reading, writing, _CHUNK_BYTES)
-        writing.flush()
-        os.fsync(writing.fileno())
+        if durable:
+            writing.flush()
+            os.fsync(writing.fileno())
 
 
 def remove_tree(folder: Path) -> None:

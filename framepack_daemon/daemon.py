@@ -29,6 +29,7 @@ from framepack_daemon.spool.inbox import Inbox, Timing
 from framepack_daemon.spool.intake import Intake
 from framepack_daemon.spool.keeper import Keeper
 from framepack_daemon.spool.lock import BEAT_SECONDS, FolderLock
+from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.publish import Publisher
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
@@ -47,15 +48,20 @@ class Daemon:
         self._settings = settings
         self._queue = queue = Queue(settings.queue_dir)
         writer = StatusWriter(queue, settings.outputs)
+        self._previews = previews = Previews(queue, settings.outputs, settings.work_dir)
         door = Door(queue, writer, settings.model)
         self._inbox = Inbox(
             settings.inbox,
             Timing(settings.settle_seconds, settings.incomplete_seconds, settings.partner_seconds),
             excluded=(settings.outputs, settings.queue_dir, settings.work_dir),
         )
-        self._keeper = Keeper(queue, door, writer, settings.outputs, settings.work_dir, settings.settle_seconds)
-        publisher = Publisher(queue, settings.outputs, settings.work_dir, writer)
-        self._lifecycle = Lifecycle(queue, self._keeper, publisher, writer, settings.work_dir, settings.max_attempts)
+        self._keeper = Keeper(
+            queue, door, writer, previews, settings.outputs, settings.work_dir, settings.settle_seconds
+        )
+        publisher = Publisher(queue, settings.outputs, settings.work_dir, writer, previews)
+        self._lifecycle = Lifecycle(
+            queue, self._keeper, publisher, writer, previews, settings.work_dir, settings.max_attempts
+        )
         self._workers = [self._make_worker(device) for device in devices(settings.device)]
         self._intake = Intake(
             self._inbox,
@@ -92,6 +98,7 @@ class Daemon:
             held.callback(self._intake.stop)
             held.callback(self._bell.stop)
             _log.info(
+            held.callback(self._previews.close)
                 "daemon_started",
                 inbox=str(settings.inbox),
                 outputs=str(settings.outputs),

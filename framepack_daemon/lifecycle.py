@@ -20,6 +20,7 @@ from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run,
 from framepack_daemon.progress import Running
 from framepack_daemon.spool.capture import signature
 from framepack_daemon.spool.keeper import Keeper
+from framepack_daemon.spool.previews import PREVIEW, STEP, Previews
 from framepack_daemon.spool.publish import LostVideoError, Publisher
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
@@ -47,6 +48,7 @@ class Lifecycle:
     keeper: Keeper
     publisher: Publisher
     writer: StatusWriter
+    previews: Previews
     work_dir: Path
     max_attempts: int
     _running: dict[str, Running] = field(default_factory=dict)
@@ -195,13 +197,16 @@ class Lifecycle:
         for running in self._running.values():
             if running.is_due():
                 self.writer.write(running.job, State.PROCESSING, **running.status())
+        for new, name in (("preview", PREVIEW), ("picture", STEP)):
+            if message.get(new):
+                self.previews.offer(running.job, name)
 
     def _record(self, message: Message) -> None:
         job = message["job"]
         self._running.pop(job, None)
         self._failing.clear()
         run = self.queue.run(State.PROCESSING, job)
-        result = {key: message[key] for key in ("video", "timings", "device", "memory", "model")}
+        result = {key: message[key] for key in ("video", "timings", "device", "memory", "model", "versions")}
         try:
             self.publisher.record(job, result | {"attempt": run.attempts if run else None})
         except FileNotFoundError:
@@ -318,6 +323,7 @@ class Lifecycle:
         """Let a job whose video is nowhere wait once more; the keeper sets its outcome aside."""
         _log.error("video_lost", job=job, reason=reason)
         self.queue.move(job, State.PROCESSING, State.PENDING)
+            self.previews.keep(job)
 
 
 def _is_unchanged(run: Run, folder: Path) -> bool:

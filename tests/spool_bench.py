@@ -12,6 +12,7 @@ from framepack_daemon.job import State
 from framepack_daemon.spool.add import Added, Door
 from framepack_daemon.spool.inbox import Inbox, Timing
 from framepack_daemon.spool.keeper import Keeper
+from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.publish import Publisher
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
@@ -32,9 +33,12 @@ class Bench:
         self.queue.make()
         self.writer = StatusWriter(self.queue, self.outputs)
         self.door = Door(self.queue, self.writer, "tiny")
-        self.scanner = Inbox(self.inbox, timing)
-        self.keeper = Keeper(self.queue, self.door, self.writer, self.outputs, self.work, settle_seconds=0.0)
-        self.publisher = Publisher(self.queue, self.outputs, self.work, self.writer)
+        self.scanner = Inbox(self.inbox, self.queue, timing)
+        self.previews = Previews(self.queue, self.outputs, self.work)
+        self.keeper = Keeper(
+            self.queue, self.door, self.writer, self.previews, self.outputs, self.work, settle_seconds=0.0
+        )
+        self.publisher = Publisher(self.queue, self.outputs, self.work, self.writer, self.previews)
 
     def put(self, name: str, content: bytes | dict[str, Any] | Path | None = None) -> Path:
         """A file in the inbox: a picture, a JSON object, or bytes."""

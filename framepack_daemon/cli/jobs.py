@@ -84,9 +84,12 @@ def prune(
         str | None,
         typer.Option("--older-than", metavar="AGE", help="Only jobs that ended so long ago: 45m, 12h, 7d, 2w."),
     ] = None,
-    videos: Annotated[bool, typer.Option("--videos", help="Remove their videos and status files too.")] = False,
+    videos: Annotated[bool, typer.Option("--videos", help="Remove their videos and pictures in outputs too.")] = False,
     forget: Annotated[
-        bool, typer.Option("--forget", help="Forget them: the same pair, dropped again, will be a new job.")
+        bool,
+        typer.Option(
+            "--forget", help="Forget them, status files too: the same pair, dropped again, will be a new job."
+        ),
     ] = False,
 ) -> None:
     """Remove old finished jobs from the queue; their videos stay."""

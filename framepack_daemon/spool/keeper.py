@@ -19,6 +19,7 @@ from framepack_daemon import atomic
 from framepack_daemon.job import ID_DIGITS, OUTCOME_FILE, REQUEST_FILE, Outcome, Run, State, failure, now
 from framepack_daemon.spool import capture, status, watch
 from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.queue import PRECEDENCE, Queue
 from framepack_daemon.spool.status import StatusWriter
 
@@ -35,6 +36,7 @@ class Keeper:
     queue: Queue
     door: Door
     writer: StatusWriter
+    previews: Previews
     outputs: Path
     work_dir: Path
     settle_seconds: float
@@ -59,6 +61,7 @@ class Keeper:
                 self.queue.move(job, State.PROCESSING, State.PENDING)
         self.tidy(held=frozenset())
         self._end_vanished()
+        self.previews.settle()
 
     def _recover_intake(self, drop_folders: Iterable[Path]) -> None:
         for place in sorted(self.queue.building.iterdir()):
@@ -90,6 +93,7 @@ class Keeper:
         for job in jobs:
             if self.queue.state_of(job) is None:
                 _log.info("job_removed", job=job)
+                self.previews.keep(job)
                 self.writer.ended_outside(job)
                 self.discard_scratch(job)
 
@@ -193,6 +197,7 @@ class Keeper:
             }
             outcome = failure(problem)
         atomic.write_json(folder / OUTCOME_FILE, outcome)
+        self.previews.keep(job)
         self.writer.write(job, state)
         self.discard_scratch(job)
         _log.info("job_cancelled", job=job)
@@ -215,6 +220,7 @@ class Keeper:
         for path in self.outputs.glob(f"*{status.SUFFIX}"):
             job = path.name.removesuffix(status.SUFFIX)
             if job not in self.seen and self.queue.state_of(job) is None:
+                self.previews.keep(job)
                 self.writer.ended_outside(job)
 
     def uncharge(self, job: str) -> None:

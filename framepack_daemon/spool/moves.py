@@ -16,7 +16,8 @@ from pathlib import Path
 from framepack_daemon import atomic
 from framepack_daemon.errors import StateError, UnknownJobError
 from framepack_daemon.job import OUTCOME_FILE, RUN_FILE, Outcome, State
-from framepack_daemon.spool import status
+from framepack_daemon.spool import previews, status
+from framepack_daemon.spool.publish import PICTURES
 from framepack_daemon.spool.queue import Queue
 
 RACES = 5  # times a job may change its state under our hands before we give up
@@ -150,7 +151,7 @@ def prune(
     """Remove the files of ended jobs: those beyond the newest `keep`, and those that ended so long ago.
 
     A job's `run.json` and `outcome.json` stay, so that the same drop still starts nothing, unless `forget`. Published
-    videos stay unless `videos`. Gives back the pruned ids, oldest first.
+    videos and pictures stay unless `videos`, status files unless `forget`. Gives back the pruned ids, oldest first.
     """
     ended = sorted(
         (when, state, job) for state in (State.DONE, State.FAILED) for job in queue.names(state) if (
@@ -192,7 +193,8 @@ def _prune(queue: Queue, outputs: Path, state: State, job: str, *, videos: bool,
             atomic.remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
     names = [f"{job}{status.SUFFIX}"] if forget else []
     if videos:
-        names += [f"{job}.poster.jpg", *([Path(published).name] if published else [])]
+        names += [f"{job}.{suffix}" for suffix in (*PICTURES.values(), *previews.NAMES)]
+        names += [Path(published).name] if published else []
     for name in names:
         (outputs / name).unlink(missing_ok=True)
     return True

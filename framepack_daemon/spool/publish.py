@@ -1,8 +1,8 @@
 """Publishing: from a finished video in scratch to `outputs/` and `done/`, so that a crash anywhere goes on from there.
 
 In this order, each on disk before the next: `outcome.json` (from here on the job is completed and is never rendered
-again), the video as a hidden copy that is verified and renamed without replacing, the poster, the status, the move to
-`done/`. Running it again does only what is still missing.
+again), the video as a hidden copy that is verified and renamed without replacing, its pictures, the latents that are
+kept, the end of the previews, the status, the move to `done/`. Running it again does only what is still missing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import structlog
 
 from framepack_daemon import atomic
 from framepack_daemon.errors import VideoError
-from framepack_daemon.job import OUTCOME_FILE, Outcome, Run, State, now
+from framepack_daemon.job import LATENTS_FILE, OUTCOME_FILE, Outcome, Run, State, now
+from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
 
 VIDEO_NAME = "video.mp4"  # in scratch, as the worker leaves it
-POSTER_NAME = "poster.jpg"
+# Pictures in scratch that go beside the video, and what is put behind `<job>.` there.
+PICTURES = {"poster.jpg": "poster.jpg", "animation.webp": "webp", "animation.gif": "gif"}
 MAX_NAMES = 1000  # tried when strangers' files have a video's name
 
 _log = structlog.get_logger(__name__)
@@ -43,6 +45,7 @@ class Publisher:
     outputs: Path
     work_dir: Path
     writer: StatusWriter
+    previews: Previews
 
     def record(self, job: str, result: dict[str, Any]) -> None:
         """Write down that the job is completed; `result` becomes part of `outcome.json`.
@@ -72,13 +75,30 @@ class Publisher:
             video["file"] = name
             outcome.setdefault("timings", {})["publish"] = time.monotonic() - started
             atomic.write_json(folder / OUTCOME_FILE, outcome)
-        poster = self.work_dir / job / POSTER_NAME
-        if poster.exists():
-            atomic.write_bytes(self.outputs / f"{job}.poster.jpg", poster.read_bytes())
+        self._publish_pictures(job)
+        self._keep_latents(job, folder)
+        self.previews.discard(job)
         self.writer.write(job, State.PROCESSING, state=State.DONE)
         self.queue.move(job, State.PROCESSING, State.DONE)
         atomic.remove_tree(self.work_dir / job)
         return name
+
+    def _publish_pictures(self, job: str) -> None:
+        for name, suffix in PICTURES.items():
+            picture = self.work_dir / job / name
+            if picture.exists():
+                atomic.write_bytes(self.outputs / f"{job}.{suffix}", picture.read_bytes())
+
+    def _keep_latents(self, job: str, folder: Path) -> None:
+        """Bring what another job needs to continue this one into its directory, where it is kept."""
+        for left in folder.glob(f".{LATENTS_FILE}.*.tmp"):
+            left.unlink(missing_ok=True)
+        latents = self.work_dir / job / LATENTS_FILE
+        if latents.exists():
+            hidden = folder / atomic.hidden_name(LATENTS_FILE)
+            atomic.copy(latents, hidden)
+            hidden.replace(folder / LATENTS_FILE)
+            atomic.sync_folder(folder)
 
     def _publish_video(self, run: Run, sha256: str) -> str:
         """Bring the video under a name that is free or was this job's own; the name."""

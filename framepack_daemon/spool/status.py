@@ -17,6 +17,7 @@ import structlog
 
 from framepack_daemon import atomic
 from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run, State
+from framepack_daemon.spool import previews
 from framepack_daemon.spool.queue import Queue
 
 SUFFIX = ".status.json"
@@ -42,7 +43,11 @@ class StatusWriter:
             if run is None:
                 return
             # A directory that was set aside has a record of another job's id.
-            body = compose(self.queue, replace(run, job=job), place) | changes
+            body = compose(self.queue, replace(run, job=job), place)
+            body["preview"] = previews.published(self.outputs, job)
+            if place is State.FAILED or changes.get("state") is State.FAILED:
+                body["message"] += _partial(body["preview"])
+            body |= changes
             self._put(job, body, durable=body["state"] in (State.DONE, State.FAILED))
 
     def amend(self, job: str, **changes: Any) -> None:
@@ -64,9 +69,9 @@ class StatusWriter:
         """Say of a job whose directory was removed that it is no more, unless it had ended before."""
         body = read(self.outputs, job)
         if body is not None and body.get("state") in (State.PENDING, State.PROCESSING):
-            self.amend(
-                job, state=State.FAILED, outcome=Outcome.CANCELLED, message="removed from the queue", progress=None
-            )
+            preview = previews.published(self.outputs, job)
+            changes = {"preview": preview, "message": f"removed from the queue{_partial(preview)}", "progress": None}
+            self.amend(job, state=State.FAILED, outcome=Outcome.CANCELLED, **changes)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -119,7 +124,9 @@ def compose(queue: Queue, run: Run, state: State) -> dict[str, Any]:
         "device": outcome.get("device"),
         "memory": outcome.get("memory"),
         "model": outcome.get("model"),
+        "versions": outcome.get("versions"),
         "video": outcome.get("video"),
+        "preview": None,  # what the folder of outputs says, which this does not look at
         "updated_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -130,3 +137,8 @@ _MESSAGES = {
     State.DONE: "the video is ready",
     State.FAILED: "failed",
 }
+
+
+def _partial(preview: str | None) -> str:
+    """The end of a message about a job without a video, where there is something to see of it."""
+    return f"; what was rendered is in {preview}" if preview else ""

@@ -52,6 +52,7 @@ class Daemon:
         door = Door(queue, writer, settings.model)
         self._inbox = Inbox(
             settings.inbox,
+            queue,
             Timing(settings.settle_seconds, settings.incomplete_seconds, settings.partner_seconds),
             excluded=(settings.outputs, settings.queue_dir, settings.work_dir),
         )
@@ -97,8 +98,8 @@ class Daemon:
             self._intake.start()
             held.callback(self._intake.stop)
             held.callback(self._bell.stop)
-            _log.info(
             held.callback(self._previews.close)
+            _log.info(
                 "daemon_started",
                 inbox=str(settings.inbox),
                 outputs=str(settings.outputs),
@@ -203,6 +204,8 @@ class Daemon:
             loras_dir=settings.loras_dir,
             model=settings.model,
             threads=settings.threads,
+            memory=settings.memory,
+            preservation=settings.gpu_memory_preservation,
             limits=Limits(settings.step_timeout_seconds, settings.load_timeout_seconds),
             log=settings.work_dir / f"worker-{device.replace(':', '-')}.log",
         )

@@ -56,6 +56,7 @@ class Lifecycle:
     _held_models: dict[str, tuple[float, str]] = field(default_factory=dict)  # until when (monotonic), and why
     _told: set[str] = field(default_factory=set)  # jobs whose status says why they wait
     _failing: dict[str, None] = field(default_factory=dict)  # jobs that failed in a row, by machine faults
+    _too_much: dict[str, str] = field(default_factory=dict)  # the plan on which a job ran out of memory
     _start_at: float = 0.0  # monotonic; before it nothing is started
 
     def held(self, workers: Iterable[Worker]) -> frozenset[str]:
@@ -132,6 +133,7 @@ class Lifecycle:
             video=path(Role.VIDEO),
             latents=path(Role.LATENTS),
             scratch=str(self.work_dir / run.job),
+            plan_below=self._too_much.get(run.job),
         )
         self.writer.write(run.job, State.PROCESSING, message="starts")
         waited = datetime.fromisoformat(now()) - datetime.fromisoformat(run.queued_at)
@@ -165,7 +167,13 @@ class Lifecycle:
         job = message.get("job")
         match message["event"]:
             case "loaded":
-                _log.info("model_loaded", model=message["model"], device=worker.device, seconds=message["seconds"])
+                _log.info(
+                    "model_loaded",
+                    model=message["model"],
+                    device=worker.device,
+                    plan=message["plan"],
+                    seconds=message["seconds"],
+                )
             case "unavailable":
                 self._hold_model(message)
             case "started" | "step" | "section" if job in self._running:
@@ -189,6 +197,9 @@ class Lifecycle:
                 # It makes headway: what fails from here on counts anew.
                 self.queue.save_run(State.PROCESSING, replace(run, attempts=0))
         running.follow(message)
+        for new, name in (("preview", PREVIEW), ("picture", STEP)):
+            if message.get(new):
+                self.previews.offer(running.job, name)
         if event == "started" and message.get("note"):
             _log.warning("job_not_resumed", job=running.job, reason=message["note"])
 
@@ -197,13 +208,11 @@ class Lifecycle:
         for running in self._running.values():
             if running.is_due():
                 self.writer.write(running.job, State.PROCESSING, **running.status())
-        for new, name in (("preview", PREVIEW), ("picture", STEP)):
-            if message.get(new):
-                self.previews.offer(running.job, name)
 
     def _record(self, message: Message) -> None:
         job = message["job"]
         self._running.pop(job, None)
+        self._too_much.pop(job, None)
         self._failing.clear()
         run = self.queue.run(State.PROCESSING, job)
         result = {key: message[key] for key in ("video", "timings", "device", "memory", "model", "versions")}
@@ -238,6 +247,9 @@ class Lifecycle:
         if run is None:
             self._discard_stopped(job)
             return
+        if code == "out_of_memory" and message["lower_plan"]:
+            self._step_down(message)
+            return
         if code in _MACHINE_FAULTS:
             self._count_machine_fault(job)
         if code == "storage":
@@ -250,6 +262,13 @@ class Lifecycle:
             self.writer.write(job, State.PENDING, message=f"waits to be tried again: {message['message']}")
         else:
             self._fail(job, message)
+
+    def _step_down(self, message: Message) -> None:
+        """Let a job that was too much for a memory plan run on a lower one, at its place and with nothing charged."""
+        job = message["job"]
+        self._too_much[job] = message["plan"]
+        self._put_back(job)
+        self.writer.amend(job, message=f"waits to run on the memory plan {message['lower_plan']}: {message['message']}")
 
     def _count_machine_fault(self, job: str) -> None:
         self._failing[job] = None
@@ -270,6 +289,7 @@ class Lifecycle:
     # -- endings -------------------------------------------------------------------------------------------------------
 
     def _fail(self, job: str, problem: dict[str, Any]) -> None:
+        self._too_much.pop(job, None)
         outcome = failure(problem) | {"traceback": problem.get("traceback")}
         atomic.write_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE, outcome)
         self._ending[job] = 0.0
@@ -303,6 +323,7 @@ class Lifecycle:
         elif outcome.get("outcome") == Outcome.COMPLETED:
             self._publish(job)
         else:
+            self.previews.keep(job)
             self.writer.write(job, State.PROCESSING, state=State.FAILED)
             self.queue.move(job, State.PROCESSING, State.FAILED)
             self.keeper.moved(job, State.FAILED)
@@ -323,7 +344,6 @@ class Lifecycle:
         """Let a job whose video is nowhere wait once more; the keeper sets its outcome aside."""
         _log.error("video_lost", job=job, reason=reason)
         self.queue.move(job, State.PROCESSING, State.PENDING)
-            self.previews.keep(job)
 
 
 def _is_unchanged(run: Run, folder: Path) -> bool:

@@ -23,6 +23,7 @@ class Running:
     step: int = 0  # steps of it that are done
     steps: int = 0
     frames_ready: int = 0
+    plan: str | None = None  # the memory plan it runs on
     _step_seconds: list[float] = field(default_factory=list)  # of every step in this run
     _section_step_seconds: float = 0.0  # of the steps of the current section
     _overheads: list[float] = field(default_factory=list)  # seconds of each section beyond its steps: decoding
@@ -34,7 +35,7 @@ class Running:
         """Take in a `started`, `step` or `section` message."""
         match message["event"]:
             case "started":
-                self.sections, self.steps = message["sections"], message["steps"]
+                self.sections, self.steps, self.plan = message["sections"], message["steps"], message["plan"]
                 self.section = min(message["resumed_section"] or 1, self.sections)
                 self.step = message["resumed_step"]
                 self._sections_done = (message["resumed_section"] or 1) - 1
@@ -62,6 +63,7 @@ class Running:
         """The fields of the status file that change while the job runs."""
         total, done = self.sections * self.steps, self._steps_done()
         return {
+            "memory": {"plan": self.plan},
             "message": f"section {self.section} of {self.sections}, step {self.step} of {self.steps}",
             "progress": {
                 "section": self.section,

@@ -92,8 +92,11 @@ class Settings(BaseSettings):
         pattern=DEVICE_PATTERN,
         description="auto (every NVIDIA GPU, else the CPU), cpu, cuda (every GPU), or cuda:0,1 (these GPUs).",
     )
-    memory: Literal["auto"] = Field(
-        default="auto", description="Memory plan: auto fits the models to the memory that is free."
+    memory: Literal["auto", "resident", "balanced", "low", "minimal"] = Field(
+        default="auto", description="Memory plan, from the fastest to the smallest; auto fits it to what is free."
+    )
+    gpu_memory_preservation: float = Field(
+        default=1.0, ge=0, le=128, description="GiB of each GPU to leave free; 6 keeps a desktop usable."
     )
     threads: int | None = Field(
         default=None, ge=1, le=1024, description="CPU threads of a worker. Default: one for each core."

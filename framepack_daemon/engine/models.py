@@ -104,7 +104,7 @@ def load(
         OutOfMemoryError: the networks do not fit into its memory.
     """
     places = weights.locate(name, models_dir)
-    target = _usable(device)
+    target = usable(device)
     on_cpu = target.type == "cpu"
     main = dtype or (torch.float32 if on_cpu else torch.bfloat16)
     side = torch.float32 if on_cpu else torch.float16
@@ -174,8 +174,8 @@ class FittingVae(AutoencoderKLHunyuanVideo):
         return vae.decode(z, return_dict=return_dict)
 
 
-def _usable(device: str) -> torch.device:
-    """`device` after something was put on it."""
+def usable(device: str) -> torch.device:
+    """`device` after something was put on it; `DeviceError` where that fails."""
     try:
         target = torch.device(device)
         torch.zeros(1, device=target)

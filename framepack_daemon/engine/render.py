@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from framepack_daemon import atomic
-from framepack_daemon.engine import adapters, checkpoint, conditioning, continuation, decode, provenance, sampler
+from framepack_daemon.engine import adapters, checkpoint, conditioning, continuation, decode, memory, provenance, sampler
 from framepack_daemon.engine.continuation import Ending
 from framepack_daemon.engine.glimpse import Glimpse
 from framepack_daemon.engine.schedule import Order
 from framepack_daemon.engine.segments import Segments
 from framepack_daemon.engine.solver import State
-from framepack_daemon.errors import ContinuationError, OutOfMemoryError, VideoError
+from framepack_daemon.errors import ContinuationError, VideoError
 from framepack_daemon.media import animation, video
 from framepack_daemon.request import NATIVE_SAMPLING
 
@@ -122,13 +122,8 @@ def render(request: Request, models: Models, sources: Sources, scratch: Path) ->
     if finished is not None:
         yield finished
         return
-    try:
+    with memory.exhaustion_explained("at this size", models.device, models.plan):
         yield from rendering.run()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"{models.device} ran out of memory at this size",
-            hint="free its memory, or ask for a smaller resolution",
-        ) from error
 
 
 class _Rendering:

@@ -13,7 +13,6 @@ import faulthandler
 import os
 import signal
 import socket
-import time
 import traceback
 from collections import deque
 from pathlib import Path
@@ -22,9 +21,9 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from framepack_daemon import atomic, loras, weights
-from framepack_daemon.engine import models as engine_models
-from framepack_daemon.engine import provenance
+from framepack_daemon import atomic, loras
+from framepack_daemon.engine import memory, provenance
+from framepack_daemon.engine.loader import Loader
 from framepack_daemon.engine.render import Event, Finished, Section, Started, Step, render
 from framepack_daemon.engine.sources import Sources
 from framepack_daemon.errors import FramepackError, OutOfMemoryError
@@ -39,17 +38,15 @@ STORAGE = "storage"  # code of a failure to write: not the job's fault
 class Child:
     """The worker at the other end of the daemon's line."""
 
-    def __init__(self, channel: Channel, device: str, models_dir: Path, loras_dir: Path) -> None:
+    def __init__(self, channel: Channel, loader: Loader, loras_dir: Path) -> None:
         self._channel = channel
-        self._device = device
-        self._models_dir = models_dir
+        self._loader = loader
         self._loras_dir = loras_dir
-        self._models: engine_models.Models | None = None
         self._inbox: deque[Message] = deque()
 
-    def serve(self, model: str) -> None:
-        """Load `model`, then do what comes down the line until it is closed."""
-        self._try_to_load(model)
+    def serve(self, model: str, below: str | None = None) -> None:
+        """Load `model`, on a plan lower than `below`, then do what comes down the line until it is closed."""
+        self._try_to_load(model, below=below)
         while not self._channel.closed:
             self._inbox.extend(self._channel.receive(timeout=None))
             while self._inbox:
@@ -57,50 +54,44 @@ class Child:
                 if message["event"] == "run" and not self._run(message):
                     return
 
-    def _try_to_load(self, model: str) -> bool:
+    def _try_to_load(self, model: str, request: Request | None = None, below: str | None = None) -> bool:
         try:
-            self._load(model)
+            self._loader.load(model, request, below)
         except FramepackError as error:
             self._channel.send("unavailable", model=model, **error.as_dict())
             return False
         return True
-
-    def _load(self, model: str) -> engine_models.Models:
-        """The models of that name; those of another are let go first, so that both never have to fit."""
-        if self._models is None or self._models.name != model:
-            self._models = None
-            self._channel.send("loading", model=model)
-            started = time.monotonic()
-            if model == "tiny":
-                weights.pull(model, self._models_dir)  # the embedded model is made on the spot
-            self._models = engine_models.load(model, self._models_dir, self._device)
-            self._channel.send("loaded", model=model, seconds=time.monotonic() - started)
-        return self._models
 
     def _run(self, message: Message) -> bool:
         """Render one job; False when this process had better be replaced by a fresh one."""
         job = message["job"]
         try:
             request = build(message["request"])
-            if not self._try_to_load(str(request.model)):
+            if not self._try_to_load(str(request.model), request, message["plan_below"]):
                 self._channel.send("stopped", job=job)
                 return True
             self._render(job, request, message)
+        except OutOfMemoryError as error:
+            assert self._loader.models is not None
+            plan = self._loader.models.plan
+            plans = {"plan": plan, "lower_plan": memory.lower(plan)}
+            self._channel.send("failed", job=job, retryable=True, ends=True, **plans, **error.as_dict())
+            return False
         except FramepackError as error:
             self._channel.send("failed", job=job, retryable=error.retryable, **error.as_dict())
-            return not isinstance(error, OutOfMemoryError)
         except OSError as error:
             self._fail(job, STORAGE, f"{error.filename or 'scratch'}: {error.strerror or error}")
         except Exception as error:  # noqa: BLE001  the job boundary: whatever it is, the daemon has to hear of it
-            self._fail(job, "worker_error", f"{type(error).__name__}: {error}")
+            self._fail(job, "worker_error", f"{type(error).__name__}: {error}", ends=True)
             return False
         return True
 
-    def _fail(self, job: str, code: str, message: str) -> None:
+    def _fail(self, job: str, code: str, message: str, *, ends: bool = False) -> None:
         self._channel.send(
             "failed",
             job=job,
             retryable=True,
+            ends=ends,
             code=code,
             message=message,
             hint="the worker's traceback is in the job's outcome.json",
@@ -114,8 +105,8 @@ class Child:
         sources = Sources(image, last_image, video, latents, loras.resolve(request.loras, self._loras_dir))
         # Another worker may still be dying with this job in hand: it lets go of the lock when it is gone.
         with atomic.locked(scratch):
-            assert self._models is not None
-            events = render(request, self._models, sources, scratch)
+            assert self._loader.models is not None
+            events = render(request, self._loader.models, sources, scratch)
             for event in events:
                 self._tell(job, event)
                 if not isinstance(event, Finished) and self._should_stop(job):
@@ -129,21 +120,24 @@ class Child:
 
     def _tell(self, job: str, event: Event) -> None:
         fields: dict[str, Any]
+        models = self._loader.models
+        assert models is not None
         match event:
-            case Started() | Step() | Section():
+            case Started():
+                fields = dataclasses.asdict(event) | {"plan": models.plan}
+            case Step() | Section():
                 fields = dataclasses.asdict(event)
             case Finished():
-                assert self._models is not None
                 fields = {
                     "video": dataclasses.asdict(event.facts),
                     "timings": event.timings,
-                    "device": _device_name(self._models.device),
+                    "device": _device_name(models.device),
                     "memory": {
-                        "plan": "resident",
+                        "plan": models.plan,
                         "peak_gpu_bytes": event.peak_gpu_bytes,
                         "peak_host_bytes": event.peak_host_bytes,
                     },
-                    "model": {"name": self._models.name, "revision": self._models.revision},
+                    "model": {"name": models.name, "revision": models.revision},
                     "versions": provenance.versions(),
                     "files": {
                         "latents": event.latents is not None,
@@ -175,6 +169,9 @@ def main() -> None:
     parser.add_argument("--loras-dir", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--memory", choices=("auto", *memory.PLANS), required=True)
+    parser.add_argument("--gpu-memory-preservation", type=float, required=True)
+    parser.add_argument("--plan-below", choices=memory.PLANS)
     options = parser.parse_args()
     die_with_parent(options.parent)
     faulthandler.enable()
@@ -184,7 +181,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     channel = Channel(socket.socket(fileno=options.descriptor))
-    Child(channel, options.device, options.models_dir, options.loras_dir).serve(options.model)
+    loader = Loader(
+        options.models_dir, options.device, options.memory, options.gpu_memory_preservation, say=channel.send
+    )
+    Child(channel, loader, options.loras_dir).serve(options.model, options.plan_below)
 
 
 if __name__ == "__main__":

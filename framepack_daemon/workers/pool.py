@@ -35,6 +35,7 @@ class Phase(Enum):
     LOADING = auto()  # it starts, or loads a model
     IDLE = auto()
     BUSY = auto()  # it renders `job`
+    ENDING = auto()  # it makes way for a fresh one
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Worker:
         loras_dir: Path,
         model: str,
         threads: int | None,
+        memory: str,
+        preservation: float,
         limits: Limits,
         log: Path,
     ) -> None:
@@ -66,6 +69,8 @@ class Worker:
         self._arguments = ["--device", device, "--model", model]
         self._arguments += ["--models-dir", str(models_dir), "--loras-dir", str(loras_dir)]
         self._arguments += ["--threads", str(threads)] if threads else []
+        self._arguments += ["--memory", memory, "--gpu-memory-preservation", str(preservation)]
+        self._too_much: str | None = None  # the plan on which the last job ran out of memory
         self._limits = limits
         self._log_file = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,6 +94,7 @@ class Worker:
                 [
                     *(sys.executable, "-m", "framepack_daemon.workers.child", "--parent", str(os.getpid())),
                     *("--descriptor", str(theirs.fileno()), *self._arguments),
+                    *(("--plan-below", self._too_much) if self._too_much else ()),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -139,10 +145,17 @@ class Worker:
                 self.phase = Phase.BUSY if self.job else Phase.IDLE
                 self._failures = 0
             case "rendered" | "failed" | "stopped":
-                self.phase, self.job, self.stopping = Phase.IDLE, None, False
+                self.phase = Phase.ENDING if message.get("ends") else Phase.IDLE
+                self.job, self.stopping = None, False
+                # The same job comes first again: its next child need not load what was too much for it.
+                self._too_much = message.get("plan") if message.get("code") == "out_of_memory" else None
 
     def _is_silent(self) -> bool:
-        limit = {Phase.LOADING: self._limits.load, Phase.BUSY: self._limits.step}.get(self.phase)
+        limit = {
+            Phase.LOADING: self._limits.load,
+            Phase.BUSY: self._limits.step,
+            Phase.ENDING: self._limits.step,
+        }.get(self.phase)
         return limit is not None and time.monotonic() - self._heard > limit
 
     def _bury(self, reason: str = "") -> Message:

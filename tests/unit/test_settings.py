@@ -102,7 +102,7 @@ def test_a_settings_object_reads_no_environment(monkeypatch: pytest.MonkeyPatch)
         ("device", "gpu", "cuda:0,1"),
         ("device", "cuda:", "cuda:0,1"),
         ("model", "framepack", "one of framepack-i2v, framepack-f1, tiny"),
-        ("memory", "low", "auto"),
+        ("memory", "tiny", "one of auto, resident, balanced, low, minimal"),
         ("threads", "0", "a whole number from 1 to 1024"),
         ("max_attempts", "2.5", "a whole number from 1 to 100"),
         ("rescan_seconds", "nan", "a number from 0.05 to 3600"),

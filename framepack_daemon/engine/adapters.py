@@ -55,7 +55,8 @@ def _adapted(transformer: Any) -> list[Any]:
 def _replace(models: Models, wanted: Mapping[str, LoraFile]) -> None:
     """Take away the LoRAs that are loaded and load those that are wanted."""
     transformer = models.transformer
-    transformer.unload_lora()
+    if hasattr(transformer, "peft_config"):
+        transformer.unload_lora()
     if not wanted:
         return
     known = lora_weights.layers(transformer)
@@ -63,7 +64,7 @@ def _replace(models: Models, wanted: Mapping[str, LoraFile]) -> None:
         undo.callback(transformer.unload_lora)
         for name, file in wanted.items():
             _add(models, name, lora_weights.read(file, known))
-        # Its hooks hold the parameters that were there when it was set up.
+        # Where blocks pass over the device, those hooks know only the weights that were there when they were set.
         _maybe_remove_and_reapply_group_offloading(transformer)
         undo.pop_all()
 

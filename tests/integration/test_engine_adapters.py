@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
-from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
+from diffusers.hooks.group_offloading import _get_top_level_group_offload_hook
 from diffusers.loaders.lora_conversion_utils import _convert_hunyuan_video_lora_to_diffusers
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -450,29 +450,31 @@ def test_the_original_names_mean_what_diffusers_says_at_full_size() -> None:
 
 
 def test_a_lora_keeps_its_precision_beside_weights_of_less(models_dir: Path, plain: Any, tmp_path: Path) -> None:
-    casted = models.load("tiny", models_dir)
-    apply_layerwise_casting(casted.transformer, torch.float8_e4m3fn, torch.float32)
-    before = predict(casted.transformer)
+    low = models.load("tiny", models_dir, plan="low")
+    before = predict(low.transformer)
     STYLES["musubi"](tmp_path / "style.safetensors")
-    effect = with_loras(casted, tmp_path, style=1.0) - before
+    effect = with_loras(low, tmp_path, style=1.0) - before
     wanted = merged(plain, (HALVED, split_pairs())) - predict(plain)
     assert (effect - wanted).norm() < 0.2 * wanted.norm()
-    layer = casted.transformer.transformer_blocks[0].attn.to_q
+    layer = low.transformer.transformer_blocks[0].attn.to_q
     assert layer.base_layer.weight.dtype == torch.float8_e4m3fn
     assert layer.lora_A[next(iter(layer.lora_A))].weight.dtype == torch.float32
-    adapters.use(casted, ())
-    assert is_clean(casted, before)
+    adapters.use(low, ())
+    assert is_clean(low, before)
 
 
-@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
-def test_a_lora_goes_with_weights_that_are_moved_in_groups(
-    kind: str, models_dir: Path, tiny: models.Models, base: torch.Tensor, tmp_path: Path
+def test_a_lora_goes_along_with_blocks_that_pass_over_the_device(
+    models_dir: Path, tiny: models.Models, base: torch.Tensor, tmp_path: Path
 ) -> None:
-    moved = models.load("tiny", models_dir)
-    groups = {"num_blocks_per_group": 1} if kind == "block_level" else {}
-    apply_group_offloading(moved.transformer, torch.device("cpu"), offload_type=kind, **groups)
+    minimal = models.load("tiny", models_dir, plan="minimal")
     STYLES["musubi"](tmp_path / "style.safetensors")
     wanted = with_loras(tiny, tmp_path, style=1.0)
-    assert torch.equal(with_loras(moved, tmp_path, style=1.0), wanted)
-    adapters.use(moved, ())
-    assert is_clean(moved, base)
+    block = minimal.transformer.transformer_blocks[0]
+    groups = [_get_top_level_group_offload_hook(block).group]
+    assert torch.equal(with_loras(minimal, tmp_path, style=1.0), wanted)
+    groups.append(_get_top_level_group_offload_hook(block).group)
+    adapters.use(minimal, ())
+    groups.append(_get_top_level_group_offload_hook(block).group)
+    # On a GPU a group has a list of its weights, made when the group was.
+    assert len({id(group) for group in groups}) == 3
+    assert is_clean(minimal, base)

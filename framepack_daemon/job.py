@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -23,7 +23,8 @@ RUN_FILE = "run.json"
 OUTCOME_FILE = "outcome.json"
 DEFAULTS_FILE = "defaults.json"  # the folder's preset as it was when the drop was taken
 LATENTS_FILE = "latents.safetensors"  # of a done job that keeps its end, so that another can continue it
-CONTINUED_FILE = "continued.safetensors"  # the end of the job that this one continues
+CONTINUED_STEM = "continued"  # of the copies of another job's files that this one begins with
+CONTINUED_FILE = f"{CONTINUED_STEM}.safetensors"  # the end of that job
 OWN_FILES = frozenset({REQUEST_FILE, RUN_FILE, OUTCOME_FILE, DEFAULTS_FILE, LATENTS_FILE})
 
 
@@ -68,6 +69,16 @@ class JobFile:
 
 
 @dataclass(frozen=True)
+class Continued:
+    """The job that another one continues, and what follows from it."""
+
+    job: str
+    width: int  # pixels of its video
+    height: int  # pixels of its video
+    model: str
+
+
+@dataclass(frozen=True)
 class Run:
     """`run.json`: what the daemon keeps of a job besides the request. Times are UTC, ISO 8601."""
 
@@ -79,13 +90,15 @@ class Run:
     attempts: int = 0  # started without finishing a section since
     started_at: str | None = None
     variation: int | None = None  # which of the drop's variations, from 0
+    continued: Continued | None = None  # the job whose end lies here as a copy
     videos: tuple[str, ...] = ()  # SHA-256 of videos published by earlier runs of this job
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Run:
         """The record in a parsed `run.json`; TypeError, KeyError or ValueError when it is not one."""
         files = tuple(JobFile(**(item | {"role": Role(item["role"])})) for item in value["files"])
-        run = cls(**(value | {"files": files, "videos": tuple(value.get("videos", ()))}))
+        continued = Continued(**value["continued"]) if value.get("continued") else None
+        run = cls(**(value | {"files": files, "continued": continued, "videos": tuple(value.get("videos", ()))}))
         # People edit the priority; what is no number there must not stop the queue.
         for number in (run.priority, run.attempts):
             if not isinstance(number, int):
@@ -118,9 +131,10 @@ def failure(problem: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def now() -> str:
-    """The time as it stands in every record: UTC, ISO 8601, microseconds, so that texts sort as times do."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def now(later_microseconds: int = 0) -> str:
+    """The time, or one a little later, as it stands in every record: UTC, ISO 8601, so that texts sort as times do."""
+    time = datetime.now(UTC) + timedelta(microseconds=later_microseconds)
+    return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def job_id(stem: str, content: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from framepack_daemon.cli.context import daemon_runs
 from framepack_daemon.job import State
 from framepack_daemon.spool import status
-from framepack_daemon.spool.inbox import halves
+from framepack_daemon.spool.groups import halves
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def read(face: Face, rows: int) -> dict[str, Any]:
         found[str(state)] = [one(queue, outputs, state, job) for job in jobs]
     for position, row in enumerate(found[State.PENDING], start=1):
         row["position"] = position
-    found["halves"] = [{"name": name, "waits_for": reason} for name, reason in halves(settings.inbox)]
+    found["halves"] = [{"name": name, "waits_for": reason} for name, reason in halves(settings.inbox, queue)]
     return found
 
 

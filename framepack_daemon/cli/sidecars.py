@@ -1,6 +1,7 @@
 """`check` and `schema`: what a sidecar may say, and whether one says it right."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +13,6 @@ from framepack_daemon.errors import EXIT_DONE, FramepackError, RequestError
 from framepack_daemon.printable import printable
 from framepack_daemon.request import FPS, Request, build
 from framepack_daemon.strict_json import MAX_SIDECAR_BYTES
-
-ANY_PROMPT = {"prompt": "(the sidecar's)"}
 
 
 def check(
@@ -36,13 +35,17 @@ def check(
 
 
 def _request(file: Path) -> Request:
-    from framepack_daemon.spool import names
+    from framepack_daemon.spool import continuation, groups, names
 
     fields = _fields(file)
     if names.is_defaults(file.name):
-        return build(ANY_PROMPT | fields)
+        return groups.preset_request(fields)
     beside = file.with_name(names.DEFAULTS_NAME)
-    return build(fields, _fields(beside) if beside.is_file() else None)
+    request = build(fields, _fields(beside) if beside.is_file() else None)
+    stem = unicodedata.normalize("NFC", file.stem)
+    if request.continue_from and (wrong := continuation.misnamed(stem, request.continue_from)):
+        raise wrong
+    return request
 
 
 def _fields(file: Path) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from framepack_daemon.printable import printable
 from framepack_daemon.request import Request, build, draw_seed
 
 ImageFile = Annotated[
-    Path, typer.Argument(metavar="IMAGE", exists=True, dir_okay=False, help="The picture.", show_default=False)
+    Path | None,
+    typer.Argument(metavar="[IMAGE]", exists=True, dir_okay=False, help="The picture.", show_default=False),
 ]
 
 
 def submit(  # noqa: PLR0917 typer's options are parameters
     ctx: typer.Context,
-    image: ImageFile,
+    image: ImageFile = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What happens in the video.")
     ] = None,
@@ -37,9 +38,13 @@ def submit(  # noqa: PLR0917 typer's options are parameters
         Path | None,
         typer.Option("--last-image", exists=True, dir_okay=False, metavar="FILE", help="The picture at the end."),
     ] = None,
+    continue_from: Annotated[
+        str | None,
+        typer.Option("--continue", metavar="JOB|VIDEO", help="Go on from a done job or a video, without a picture."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for the video and print its path.")] = False,
 ) -> None:
-    """Put a picture into the queue and print the job's id.
+    """Put a picture into the queue, or a video to be continued, and print the job's id.
 
     The picture is copied. A seed is drawn unless one is given, so that the same picture twice makes two videos.
     After waiting, the path of the video follows, and the exit code is 1 if the job failed. Ctrl-C ends the waiting,
@@ -47,15 +52,20 @@ def submit(  # noqa: PLR0917 typer's options are parameters
 
     Fields and their ranges: framepack-daemon schema
     """
+    from framepack_daemon.spool import moves, names
     from framepack_daemon.spool.submit import submit as enter
 
     settings, queue, outputs = face(ctx).spool
     over = dict(map(assignment, fields or []))
     if prompt is not None:
         over["prompt"] = prompt
+    if continue_from is not None:
+        is_video = names.is_video(continue_from)
+        over["continue_from"] = Path(continue_from).name if is_video else moves.resolve(queue, continue_from)
     wanted = compose(over, sidecar, image, last_image)
+    video = continued_video(wanted, Path(continue_from) if continue_from else None, sidecar)
     atomic.make_folder(outputs)
-    jobs = enter(queue, outputs, image=image, sidecar=wanted, last_image=last_image, model=settings.model)
+    jobs = enter(queue, outputs, image=image, sidecar=wanted, last_image=last_image, model=settings.model, video=video)
     for job in jobs:
         say(job)
     if not daemon_runs(settings.queue_dir):
@@ -89,15 +99,34 @@ def assignment(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def compose(over: dict[str, Any], sidecar: Path | None, image: Path, last_image: Path | None) -> dict[str, Any]:
+def compose(over: dict[str, Any], sidecar: Path | None, image: Path | None, last_image: Path | None) -> dict[str, Any]:
     """The sidecar of a job: `over` laid over the fields of a file, checked, its seed drawn."""
     from framepack_daemon.spool.drop import sidecar_fields
 
     under = sidecar_fields(sidecar.name, sidecar.read_bytes()) if sidecar else {}
     if last_image is not None:
-        over["last_image"] = f"{image.stem}.last{last_image.suffix}"
+        begin = image or Path(str(over.get("continue_from") or "beach"))
+        over["last_image"] = f"{begin.stem}.last{last_image.suffix}"
     request: Request = build(over, under)
     if request.last_image is not None and last_image is None:
         raise RequestError("last_image: there is no end frame", hint="name its file with --last-image")
-    drawn = {"seed": draw_seed()} if request.seed == -1 else {}
+    if (image is None) == (request.continue_from is None):
+        raise RequestError(
+            "there is nothing to begin with" if image is None else f"{image}: stands beside what is continued",
+            hint="name a picture, or what is to be continued with --continue",
+        )
+    drawn = {"seed": draw_seed()} if request.seed == -1 and request.seeds is None else {}
     return request.model_dump(exclude_unset=True, exclude_none=True) | drawn
+
+
+def continued_video(wanted: dict[str, Any], given: Path | None, sidecar: Path | None) -> Path | None:
+    """The video that a job goes on from: the one given, or the one beside the sidecar that names it."""
+    from framepack_daemon.spool import names
+
+    named = wanted.get("continue_from")
+    if named is None or not names.is_video(named):
+        return None
+    video = given or (sidecar.parent if sidecar else Path()) / named
+    if not video.is_file():
+        raise RequestError(f"{video}: there is no such video", hint="name a video or a job with --continue")
+    return video

@@ -14,24 +14,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from framepack_daemon import atomic
-from framepack_daemon.errors import DropError, FramepackError, RequestError
+from framepack_daemon.errors import FramepackError
 from framepack_daemon.job import (
     DEFAULTS_FILE,
-    JOB_ID,
     OUTCOME_FILE,
-    OWN_FILES,
     REQUEST_FILE,
     RUN_FILE,
     Role,
     Run,
     State,
     failure,
+    now,
     safe_stem,
     stored_name,
 )
-from framepack_daemon.media import image as pictures
-from framepack_daemon.request import effective
-from framepack_daemon.spool import names, status
+from framepack_daemon.request import Request, effective
+from framepack_daemon.spool import continuation, names, status
 from framepack_daemon.spool.capture import (
     ORIGIN_FILE,
     DropChangedError,
@@ -40,9 +38,10 @@ from framepack_daemon.spool.capture import (
     capture_beside,
     discard,
     release,
-    signature,
 )
-from framepack_daemon.spool.drop import Drop, Part, known_as, read_request, record, sidecar_bytes
+from framepack_daemon.spool.continuation import SourceRunsError
+from framepack_daemon.spool.drop import Drop, Part, known_as, read_request, record
+from framepack_daemon.spool.found import drop_in
 from framepack_daemon.spool.queue import Queue, read_run
 
 # Prefixes of folders under queue/.building: what recovery does with one that a crash left there.
@@ -70,8 +69,8 @@ class Door:
     def add(self, drop: Drop) -> Added:
         """Make a job (or several, or a refused one) of a drop.
 
-        Raises `DropChangedError` when a source changed meanwhile (nothing was taken), OSError when the queue cannot
-        be written (everything was put back).
+        Raises `DropChangedError` when a source changed meanwhile or a job that is continued runs (nothing was taken),
+        OSError when the queue cannot be written (everything was put back).
         """
         try:
             return self._add(drop, TAKING if drop.folder else COPYING)
@@ -107,7 +106,7 @@ class Door:
         atomic.move(path, place)
         try:
             with atomic.locked(place):
-                added = self._enter(self._drop_in(place, path.name), place)
+                added = self._enter(drop_in(place, path.name), place)
         except OSError:
             with contextlib.suppress(OSError):
                 atomic.move(place, path)
@@ -129,7 +128,7 @@ class Door:
             self._settle(place, refused_run)
         elif any(place.iterdir()):
             with atomic.locked(place):
-                self._enter(self._drop_in(place, place.name.split("-", 2)[-1]), place)
+                self._enter(drop_in(place, place.name.split("-", 2)[-1]), place)
         else:
             place.rmdir()
 
@@ -153,17 +152,19 @@ class Door:
         refusal, request = drop.refusal, None
         if refusal is None:
             try:
-                request = read_request(drop, place)
-                effective(request, self.model)
-            except RequestError as error:
-                refusal, request = error, None
+                drop, request = self._read(drop, place)
+            except FramepackError as error:
+                if isinstance(error, SourceRunsError) and drop.folder:
+                    raise  # it goes back and waits in its folder
+                refusal = error
         count = request.takes if request else 1
         jobs: list[str] = []
         known: list[str] = []
+        times = [now(variation) for variation in range(count)]  # they run in their order, also if made at once
         # The directory that holds the originals goes last: until then a crash puts them back and all is done again.
         for variation in reversed(range(count)):
             here = place if variation == 0 else self._twin(place, drop)
-            run = record(drop, here, variation if count > 1 else None)
+            run = record(drop, here, variation if count > 1 else None, times[variation])
             if request:
                 filled = effective(request, self.model, variation=variation)
                 run = replace(run, priority=filled.priority)
@@ -172,6 +173,25 @@ class Door:
                 atomic.write_json(here / OUTCOME_FILE, failure(refusal.as_dict()))
             (jobs if self._settle(here, run) else known).insert(0, run.job)
         return Added(jobs, known, refusal if jobs else None)
+
+    def _read(self, drop: Drop, place: Path) -> tuple[Drop, Request]:
+        """The drop's request, and the drop with what it takes of the job that it continues, copied into `place`.
+
+        Raises whatever is wrong with it, `SourceRunsError` while that job is not done; then nothing was copied.
+        """
+        request = read_request(drop, place)
+        named = request.continue_from
+        if named is None or names.is_video(named) or drop.of(Role.LATENTS):
+            effective(request, self.model)
+            return drop, request
+        ending = continuation.find(self.queue, named, drop.stem)
+        drop = replace(drop, continued=ending.of)
+        request = read_request(drop, place)
+        effective(request, self.model)
+        for _, name, source in ending.files:
+            atomic.copy(source, place / name)
+        brought = [Part(role, name, source) for role, name, source in ending.files]
+        return replace(drop, parts=(*drop.parts, *brought)), request
 
     def _settle(self, place: Path, run: Run) -> bool:
         """Give the finished directory its place in the queue; False when the job was there already."""
@@ -201,51 +221,3 @@ class Door:
         for name in [*wanted, *([DEFAULTS_FILE] if drop.defaults is not None else [])]:
             atomic.copy(place / name, twin / name)
         return twin
-
-    def _drop_in(self, place: Path, name: str) -> Drop:
-        """The drop that the files of a directory make: by their record, or by their names."""
-        run = read_run(place)
-        found = JOB_ID.fullmatch(run.job if run else name)
-        roles = {item.name: item.role for item in run.files} if run else {}
-        parts = []
-        for path in sorted(place.iterdir()):
-            if path.name in OWN_FILES or path.name.startswith(".") or signature(path) is None:
-                continue
-            role = roles.get(path.name) or _role_by_name(path.name)
-            parts.append(Part(role, path.name, path))
-        defaults = place / DEFAULTS_FILE
-        drop = Drop(
-            found["stem"] if found else name,
-            tuple(parts),
-            defaults=sidecar_bytes(defaults) if signature(defaults) else None,
-        )
-        for own in (REQUEST_FILE, OUTCOME_FILE):
-            (place / own).unlink(missing_ok=True)
-        return replace(drop, refusal=_image_refusal(drop, place))
-
-
-def _role_by_name(name: str) -> Role:
-    read = names.read(name)
-    kinds = {
-        names.Kind.IMAGE: Role.IMAGE,
-        names.Kind.END_FRAME: Role.END_FRAME,
-        names.Kind.SIDECAR: Role.SIDECAR,
-        names.Kind.PROMPT: Role.SIDECAR,
-    }
-    return kinds[read.kind] if read else Role.ASIDE
-
-
-def _image_refusal(drop: Drop, place: Path) -> FramepackError | None:
-    """Why the pictures of a directory that was found, not judged, cannot be used."""
-    images = [part for part in drop.parts if part.role is Role.IMAGE]
-    if len(images) != 1:
-        return DropError(
-            f"holds {len(images)} pictures", hint="a job is one picture and its sidecar; drop them into the inbox again"
-        )
-    try:
-        for part in drop.parts:
-            if part.role in (Role.IMAGE, Role.END_FRAME):
-                pictures.check(place / part.name)
-    except FramepackError as error:
-        return error
-    return None

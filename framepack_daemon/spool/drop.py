@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from framepack_daemon import atomic
-from framepack_daemon.errors import FramepackError, RequestError
-from framepack_daemon.job import DEFAULTS_FILE, JobFile, Role, Run, State, job_id, now, stored_name
+from framepack_daemon.errors import DropError, FramepackError, RequestError
+from framepack_daemon.job import DEFAULTS_FILE, Continued, JobFile, Role, Run, State, job_id, stored_name
 from framepack_daemon.request import Request, build
 from framepack_daemon.spool import names
 from framepack_daemon.spool.capture import Source
+from framepack_daemon.spool.continuation import lay_over
 from framepack_daemon.spool.queue import PRECEDENCE, Queue
 from framepack_daemon.strict_json import MAX_SIDECAR_BYTES, parse_json
 
@@ -39,22 +40,59 @@ class Drop:
     parts: tuple[Part, ...]
     folder: Path | None = None  # where sources are taken from
     defaults: bytes | None = None  # the folder's preset
+    continued: Continued | None = None  # the job that it continues, once that is known
     refusal: FramepackError | None = None  # why it cannot become a job, where that is known already
+
+    def of(self, *roles: Role) -> list[Part]:
+        """The parts of those roles."""
+        return [part for part in self.parts if part.role in roles]
 
 
 def read_request(drop: Drop, place: Path) -> Request:
-    """The request of the files in `place`; RequestError names what is wrong with it."""
-    sidecar = next((part.name for part in drop.parts if part.role is Role.SIDECAR), None)
-    end_frame = next((part.name for part in drop.parts if part.role is Role.END_FRAME), None)
+    """The request of the files in `place`; RequestError or DropError names what is wrong with it."""
+    sidecar = next((part.name for part in drop.of(Role.SIDECAR)), None)
+    end_frame = next((part.name for part in drop.of(Role.END_FRAME)), None)
     data = sidecar_bytes(place / stored_name(sidecar)) if sidecar else b"{}"
     fields = sidecar_fields(sidecar or "", data)
     defaults = parse_json(drop.defaults, "defaults.json") if drop.defaults is not None else {}
     if end_frame:
         fields["last_image"] = end_frame
+    if drop.continued:
+        fields, defaults = lay_over(drop.continued, fields, defaults)
     request = build(fields, defaults)
     if request.last_image and not end_frame:
         raise RequestError("last_image: there is no end frame", hint="put it beside the picture, as in beach.last.jpg")
+    _require_beginning(drop, request.continue_from)
     return request
+
+
+def _require_beginning(drop: Drop, named: str | None) -> None:
+    """Raises unless the drop begins with one thing: a picture, or the video or the job that it continues."""
+    begins, whole = drop.of(Role.IMAGE, Role.VIDEO), drop.of(Role.LATENTS) != []
+    if named is None or whole:
+        if len(begins) != 1:
+            raise DropError(
+                f"holds {len(begins)} pictures",
+                hint="a job is one picture and its sidecar; drop them into the inbox again",
+            )
+        return
+    by_name = [part for part in drop.of(Role.VIDEO) if names.is_same(part.name, named)]
+    if names.is_video(named) and not by_name:
+        raise DropError(f"continue_from: there is no video {named}", hint="put it beside the sidecar, under its name")
+    if begins != by_name:
+        raise DropError(
+            f"{begins[0].name}: stands beside continue_from, which gives the beginning",
+            hint="remove the picture, or continue_from",
+        )
+
+
+def continued_by(path: Path) -> str | None:
+    """What the sidecar at `path` continues; None when it continues nothing, or cannot be read (yet)."""
+    try:
+        named = parse_json(sidecar_bytes(path)).get("continue_from")
+    except (RequestError, OSError):
+        return None
+    return None if named is None else str(named)
 
 
 def sidecar_bytes(path: Path) -> bytes:
@@ -73,11 +111,11 @@ def sidecar_fields(name: str, data: bytes) -> dict[str, Any]:
         raise RequestError(f"{name}: byte {error.start} is not UTF-8", hint="save it as UTF-8 text") from error
 
 
-def record(drop: Drop, place: Path, variation: int | None) -> Run:
-    """The record of the job that the files in `place` make, its id drawn from their content."""
+def record(drop: Drop, place: Path, variation: int | None, time: str) -> Run:
+    """The record of the job that the files in `place` make, its id drawn from their content; it waits since `time`."""
     total = hashlib.sha256()
     files = []
-    aside_counts = not any(part.role is Role.IMAGE for part in drop.parts)
+    aside_counts = not drop.of(Role.IMAGE, Role.VIDEO)
     for part in sorted(drop.parts, key=lambda part: (_IDENTITY[part.role], part.name)):
         name = stored_name(part.name)
         size, digest = atomic.digest(place / name, *((total, part.role) if _counts(part, aside=aside_counts) else ()))
@@ -87,8 +125,8 @@ def record(drop: Drop, place: Path, variation: int | None) -> Run:
         files.append(JobFile(Role.DEFAULTS, DEFAULTS_FILE, names.DEFAULTS_NAME, size, digest))
     if variation is not None:
         total.update(f"variation\0{variation}\0".encode())
-    time = now()
-    return Run(job_id(drop.stem, total.hexdigest()), tuple(files), time, time, variation=variation)
+    job = job_id(drop.stem, total.hexdigest())
+    return Run(job, tuple(files), time, time, variation=variation, continued=drop.continued)
 
 
 def _counts(part: Part, *, aside: bool) -> bool:

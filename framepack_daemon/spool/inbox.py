@@ -1,24 +1,21 @@
-"""The drop folder: which files belong together, when they are whole, and what is still missing.
+"""The drop folder over time: when the files that belong together are whole.
 
-`Inbox.scan` lists names, groups them by stem, waits until every file of a complete group has stood still and its
-content is complete, and gives back what is ready as drops. It keeps only what it needs to see that a file stands
-still. Decides nothing about the queue and moves nothing.
+`Inbox.scan` waits until every file of a complete group has stood still and its content is complete, and gives back
+what is ready as drops. It keeps only what it needs to see that a file stands still. Of the queue it asks no more than
+whether a job that is to be continued is on its way; it moves nothing.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from framepack_daemon.errors import (
-    DropError,
+    ClipIncompleteError,
     DropUnreadableError,
     FramepackError,
     ImageIncompleteError,
@@ -26,14 +23,26 @@ from framepack_daemon.errors import (
     RequestIncompleteError,
 )
 from framepack_daemon.job import Role, stored_name
+from framepack_daemon.media import clip
 from framepack_daemon.media import image as pictures
-from framepack_daemon.request import build
-from framepack_daemon.spool import names
 from framepack_daemon.spool.capture import Signature, Source, signature
-from framepack_daemon.spool.drop import Drop, Part, sidecar_bytes, sidecar_fields
-from framepack_daemon.spool.names import Kind, Name
-from framepack_daemon.strict_json import MAX_SIDECAR_BYTES, parse_json
+from framepack_daemon.spool.drop import Drop, Part, continued_by, sidecar_bytes, sidecar_fields
+from framepack_daemon.spool.groups import (
+    Group,
+    Preset,
+    clash,
+    groups,
+    is_conflict,
+    missing,
+    presets,
+    read_preset,
+    wants_end_frame,
+)
+from framepack_daemon.spool.names import Kind
+from framepack_daemon.spool.queue import Queue
+from framepack_daemon.strict_json import MAX_SIDECAR_BYTES
 
+_INCOMPLETE = (ClipIncompleteError, ImageIncompleteError, RequestIncompleteError)
 JUDGE_SECONDS = 1.0  # of looking into files in one scan: of many pairs the first shall run while the others come in
 
 _log = structlog.get_logger(__name__)
@@ -49,28 +58,6 @@ class Timing:
 
 
 @dataclass
-class Group:
-    """The files of one folder that share a stem."""
-
-    folder: Path
-    stem: str
-    members: list[tuple[str, Name]] = field(default_factory=list)  # (file name, what it says)
-
-    def of(self, kind: Kind) -> list[str]:
-        """Names of the files of that kind."""
-        return [name for name, read in self.members if read.kind is kind]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What `defaults.json` of a folder gives."""
-
-    data: bytes | None = None
-    fields: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""  # why drops of this folder wait
-
-
-@dataclass
 class _Watched:
     """A file as it was last seen, since when it stands still, and what was found in it."""
 
@@ -78,6 +65,8 @@ class _Watched:
     since: float  # monotonic
     judged: bool = False
     problem: FramepackError | None = None
+    read: bool = False  # a sidecar, for what it continues
+    continues: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +80,13 @@ class Scan:
 class Inbox:
     """The watch over one drop folder and its presets."""
 
-    def __init__(self, root: Path, timing: Timing, *, excluded: tuple[Path, ...] = ()) -> None:
+    def __init__(self, root: Path, queue: Queue, timing: Timing, *, excluded: tuple[Path, ...] = ()) -> None:
         self.root = root
         self.timing = timing
+        self._queue = queue
         self._excluded = {path.resolve() for path in excluded}  # outputs and queue, where they stand inside the inbox
-        self._watched: dict[Path, _Watched] = {}
+        self._seen: dict[Path, _Watched] = {}  # at the last scan
+        self._watched: dict[Path, _Watched] = {}  # at this one
         self._due: list[float] = []
         self._judge_until = math.inf  # monotonic; counted from the first file that this scan looks into
 
@@ -106,28 +97,28 @@ class Inbox:
     def scan(self) -> Scan:
         """Look once; drops come in the order of their names."""
         now = time.monotonic()
-        seen, self._watched, self._due = self._watched, {}, []
+        self._seen, self._watched, self._due = self._watched, {}, []
         self._judge_until = math.inf
         drops = []
         for folder in self.folders():
             preset = read_preset(folder)
             if preset.problem:
                 continue
-            for group in groups(folder):
-                drop = self._judge(group, preset, seen, now)
+            for group in groups(folder, lambda path: self._continues(path, now)):
+                drop = self._judge(group, preset, now)
                 if drop is not None:
                     drops.append(drop)
         return Scan(drops, max(min(self._due) - now, 0.05) if self._due else None)
 
-    def _judge(self, group: Group, preset: Preset, seen: dict[Path, _Watched], now: float) -> Drop | None:
+    def _judge(self, group: Group, preset: Preset, now: float) -> Drop | None:
         """The drop that the group makes, or None while it has to wait."""
-        if missing(group, preset):
+        if missing(group, preset, self._queue):
             return None
         lone = not group.of(Kind.SIDECAR) and not group.of(Kind.PROMPT)
-        still = self.timing.partner if lone and not _conflict(group) else self.timing.settle
+        still = self.timing.partner if lone and not is_conflict(group) else self.timing.settle
         members = []
         for name, _ in group.members:
-            watched = self._look(group.folder / name, seen, now)
+            watched = self._look(group.folder / name, now)
             if watched is None:
                 return None
             members.append(watched)
@@ -143,15 +134,24 @@ class Inbox:
             refusal, patient = self._content(group, now)
             if patient:
                 return None
-        if refusal is None and _wants_end_frame(group, preset):
+        if refusal is None and wants_end_frame(group, preset):
             return None
         return _drop(group, preset, members, refusal)
 
-    def _look(self, path: Path, seen: dict[Path, _Watched], now: float) -> _Watched | None:
+    def _continues(self, path: Path, now: float) -> str | None:
+        """What a sidecar continues, read again only when it changed."""
+        watched = self._look(path, now)
+        if watched is not None and not watched.read:
+            watched.read, watched.continues = True, continued_by(path)
+        return watched.continues if watched else None
+
+    def _look(self, path: Path, now: float) -> _Watched | None:
+        if path in self._watched:
+            return self._watched[path]
         found = signature(path)
         if found is None:
             return None
-        earlier = seen.get(path)
+        earlier = self._seen.get(path)
         watched = earlier if earlier and earlier.signature == found else _Watched(found, now)
         self._watched[path] = watched
         return watched
@@ -166,7 +166,7 @@ class Inbox:
             until = watched.since + self.timing.settle + self.timing.incomplete
             if isinstance(problem, DropUnreadableError):
                 return problem, True
-            if isinstance(problem, ImageIncompleteError | RequestIncompleteError) and now < until:
+            if isinstance(problem, _INCOMPLETE) and now < until:
                 self._due.append(until)
                 return problem, True
             return problem, False
@@ -183,98 +183,14 @@ class Inbox:
         return watched.problem
 
 
-def groups(folder: Path) -> Iterator[Group]:
-    """The files of a folder by stem, in the order of the stems; links, pipes and foreign names are left alone."""
-    found: dict[str, Group] = {}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                read = names.read(entry.name)
-                if read is not None and entry.is_file(follow_symlinks=False):
-                    group = found.setdefault(read.stem, Group(folder, read.stem))
-                    group.members.append((entry.name, read))
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return
-    for stem in sorted(found):
-        found[stem].members.sort(key=lambda member: member[0])
-        yield found[stem]
-
-
-def presets(root: Path, excluded: set[Path] | None = None) -> list[Path]:
-    """The sub-folders that hold a `defaults.json`, sorted."""
-    try:
-        with os.scandir(root) as entries:
-            folders = [
-                root / entry.name
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False) and names.may_hold_drops(entry.name)
-            ]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(path for path in folders if path.resolve() not in (excluded or ()) and _is_preset(path))
-
-
-def _is_preset(folder: Path) -> bool:
-    try:
-        return signature(folder / names.DEFAULTS_NAME) is not None
-    except PermissionError:
-        return False
-
-
-def read_preset(folder: Path) -> Preset:
-    """The preset of a folder; one that does not parse holds the folder's drops back, so that none runs without it."""
-    path = folder / names.DEFAULTS_NAME
-    try:
-        if signature(path) is None:
-            return Preset()
-        data = sidecar_bytes(path)
-        fields = parse_json(data, names.DEFAULTS_NAME)
-        build({"prompt": "-"} | fields)
-    except OSError as error:
-        return Preset(problem=f"{names.DEFAULTS_NAME} cannot be read: {error.strerror}")
-    except RequestError as error:
-        return Preset(problem=f"{names.DEFAULTS_NAME} is wrong: {error.message} ({error.hint})")
-    return Preset(data, fields)
-
-
-def missing(group: Group, preset: Preset) -> str:
-    """What a group still waits for, in words; empty when nothing is missing."""
-    images, texts = group.of(Kind.IMAGE), group.of(Kind.SIDECAR) + group.of(Kind.PROMPT)
-    if _conflict(group):
-        return ""
-    if not images:
-        return f"a picture called {group.stem}.jpg (or .png, .webp, …)"
-    if not texts and "prompt" not in preset.fields:
-        return f"{group.stem}.json or {group.stem}.txt"
-    return ""
-
-
-def _conflict(group: Group) -> bool:
-    return any(read.conflict for _, read in group.members)
-
-
-def clash(group: Group) -> DropError | None:
-    """Why the files of a complete group cannot be one job, by their names alone."""
-    if _conflict(group):
-        return DropError(
-            f"{group.members[0][0]}: is a sync tool's conflict copy",
-            hint="decide which version is right and drop that one under a plain name",
-        )
-    for kind in Kind:
-        rivals = group.of(kind)
-        if len(rivals) > 1:
-            return DropError(
-                f"{' and '.join(rivals)}: more than one {kind} for {group.stem}",
-                hint="keep one of them, or give each pair a name of its own, and drop again",
-            )
-    return None
-
-
 def judge(path: Path, kind: Kind) -> FramepackError | None:
     """What is wrong with the content of a file that stands still; None when it is whole and good."""
     try:
         if kind in (Kind.IMAGE, Kind.END_FRAME):
             pictures.check(path)
+            return None
+        if kind is Kind.VIDEO:
+            clip.check(path)
             return None
         size = path.lstat().st_size
         if size > MAX_SIDECAR_BYTES:
@@ -291,24 +207,13 @@ def judge(path: Path, kind: Kind) -> FramepackError | None:
     return None
 
 
-def _wants_end_frame(group: Group, preset: Preset) -> bool:
-    """Whether the sidecar speaks of an end frame that has not come yet."""
-    if group.of(Kind.END_FRAME):
-        return False
-    sidecar = group.of(Kind.SIDECAR)
-    try:
-        fields = parse_json(sidecar_bytes(group.folder / sidecar[0])) if sidecar else {}
-    except (RequestError, OSError):
-        return False  # it has other faults, or is being replaced
-    return (preset.fields | fields).get("last_image") is not None
-
-
 def _drop(group: Group, preset: Preset, members: list[_Watched], refusal: FramepackError | None) -> Drop:
     """The group as a drop of files that are to be taken as they were judged."""
     has_sidecar = bool(group.of(Kind.SIDECAR))
     roles = {
         Kind.IMAGE: Role.IMAGE,
         Kind.END_FRAME: Role.END_FRAME,
+        Kind.VIDEO: Role.VIDEO,
         Kind.SIDECAR: Role.SIDECAR,
         Kind.PROMPT: Role.ASIDE if has_sidecar else Role.SIDECAR,
     }
@@ -317,17 +222,3 @@ def _drop(group: Group, preset: Preset, members: list[_Watched], refusal: Framep
         for (name, read), watched in zip(group.members, members, strict=True)
     )
     return Drop(group.stem, parts, folder=group.folder, defaults=preset.data, refusal=refusal)
-
-
-def halves(root: Path) -> list[tuple[str, str]]:
-    """What waits in the drop folder and for what, as (name within the folder, what is missing)."""
-    waiting = []
-    for folder in [root, *presets(root)]:
-        preset = read_preset(folder)
-        for group in groups(folder):
-            reason = f"a valid preset: {preset.problem}" if preset.problem else missing(group, preset)
-            if not reason and _wants_end_frame(group, preset):
-                reason = f"the end frame, {group.stem}.last.jpg"
-            if reason:
-                waiting += [(str((folder / name).relative_to(root)), reason) for name, _ in group.members]
-    return waiting

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
+from framepack_daemon.job import State
 from framepack_daemon.spool.add import Added, Door
 from framepack_daemon.spool.capture import DropChangedError
 from framepack_daemon.spool.inbox import Inbox
@@ -72,8 +73,9 @@ class Intake(threading.Thread):
 
         A drop that cannot be taken does not keep the others: the first of their errors is raised in the end.
         """
-        # Watch first: what comes during the scan rings for the next one.
-        self._bell.watch(self._inbox.folders())
+        # Watch first: what comes during the scan rings for the next one. A drop may wait for a job to end.
+        ends = [self._door.queue.folder(state) for state in (State.DONE, State.FAILED)]
+        self._bell.watch([*self._inbox.folders(), *ends])
         scan = self._inbox.scan()
         failure: OSError | None = None
         due = scan.due_seconds

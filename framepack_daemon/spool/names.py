@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from framepack_daemon.job import ID_DIGITS, State
-from framepack_daemon.media.image import SUFFIXES
+from framepack_daemon.media import clip, image
 
 DEFAULTS_NAME = "defaults.json"
 END_FRAME_MARK = ".last"
@@ -25,6 +25,7 @@ class Kind(StrEnum):
     END_FRAME = "end frame"
     SIDECAR = "sidecar"
     PROMPT = "prompt"
+    VIDEO = "video"  # part of a drop only where the sidecar says that it is continued
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ _CONFLICT = re.compile(
     r"\.sync-conflict-\d{8}-\d{6}(?:-\w+)?$|\(.*conflicted copy.*\)|_conflict-|\.conflict\d+$", re.IGNORECASE
 )
 # What the daemon itself publishes: a copy of it in a drop folder is never a drop.
-_PUBLISHED = re.compile(rf"-[0-9a-f]{{{ID_DIGITS}}}\.(?:status\.json|poster\.jpg|preview\.mp4)$", re.IGNORECASE)
+_PUBLISHED = re.compile(
+    rf"-[0-9a-f]{{{ID_DIGITS}}}\.(?:status\.json|poster\.jpg|step\.jpg|preview\.mp4|webp|gif)$", re.IGNORECASE
+)
 _FOREIGN_FOLDER = re.compile(
     r"^(?:[.@#~$]|lost\+found$|__macosx$|system volume information$|queue$|outputs$|"
     + "|".join(rf"{state}$" for state in State)
@@ -61,12 +64,25 @@ def read(name: str) -> Name | None:
     if not stem:
         return None
     conflict = _CONFLICT.search(stem) is not None
-    if suffix in SUFFIXES:
+    if suffix in image.SUFFIXES:
         if stem.casefold().endswith(END_FRAME_MARK) and len(stem) > len(END_FRAME_MARK):
             return Name(stem[: -len(END_FRAME_MARK)], Kind.END_FRAME, conflict)
         return Name(stem, Kind.IMAGE, conflict)
-    kind = {".json": Kind.SIDECAR, ".txt": Kind.PROMPT}.get(suffix)
+    kind = Kind.VIDEO if suffix in clip.SUFFIXES else {".json": Kind.SIDECAR, ".txt": Kind.PROMPT}.get(suffix)
     return Name(stem, kind, conflict) if kind else None
+
+
+def is_video(name: str) -> bool:
+    """Whether a name is that of a video, rather than the id of a job."""
+    return any(name.casefold().endswith(suffix) for suffix in clip.SUFFIXES)
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two names mean one file: the stem is compared after NFC, the extension without case."""
+    (stem, _, extension), (stem_2, _, extension_2) = (
+        unicodedata.normalize("NFC", name).rpartition(".") for name in (one, other)
+    )
+    return stem == stem_2 and extension.casefold() == extension_2.casefold()
 
 
 def is_defaults(name: str) -> bool:

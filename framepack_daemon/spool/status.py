@@ -106,14 +106,14 @@ def compose(queue: Queue, run: Run, state: State) -> dict[str, Any]:
     """What the job's directory says about it, as a status file."""
     folder = queue.path(state, run.job)
     outcome = atomic.read_json(folder / OUTCOME_FILE) or {}
-    image, sidecar = run.file(Role.IMAGE), run.file(Role.SIDECAR)
+    source = {role: run.file(role) for role in (Role.IMAGE, Role.VIDEO, Role.SIDECAR)}
     return {
         "job": run.job,
         "state": state,
         "outcome": outcome.get("outcome"),
         "message": outcome.get("message") or _MESSAGES[state],
         "error": outcome.get("error"),
-        "source": {"image": image and image.original, "sidecar": sidecar and sidecar.original},
+        "source": {str(role): file and file.original for role, file in source.items()},
         "request": atomic.read_json(folder / REQUEST_FILE),
         "progress": None,
         "attempts": run.attempts,

@@ -11,8 +11,10 @@ from typing import Any
 from framepack_daemon import atomic
 from framepack_daemon.errors import UnknownJobError
 from framepack_daemon.job import JOB_ID, REQUEST_FILE, Role
+from framepack_daemon.media import clip
 from framepack_daemon.media import image as pictures
 from framepack_daemon.request import build, draw_seed, effective
+from framepack_daemon.spool import continuation
 from framepack_daemon.spool.add import Door
 from framepack_daemon.spool.drop import Drop, Part
 from framepack_daemon.spool.queue import Queue
@@ -20,20 +22,37 @@ from framepack_daemon.spool.status import StatusWriter
 
 
 def submit(
-    queue: Queue, outputs: Path, *, image: Path, sidecar: dict[str, Any], last_image: Path | None, model: str
+    queue: Queue,
+    outputs: Path,
+    *,
+    image: Path | None,
+    sidecar: dict[str, Any],
+    last_image: Path | None,
+    model: str,
+    video: Path | None = None,
 ) -> list[str]:
     """Enter copies of a picture and of a sidecar's fields; the ids of the jobs, new or known.
 
-    Raises `RequestError` or `ImageError` before anything is written.
+    What is continued, a `video` or the job that the sidecar names, takes the place of the picture. Raises
+    `FramepackError` before anything is written.
     """
-    effective(build(sidecar), model)
-    parts = [Part(Role.IMAGE, image.name, image), _written_sidecar(image.stem, sidecar)]
+    request = build(sidecar)
+    effective(request, model)
+    named = request.continue_from or ""
+    stem = next((path.stem for path in (image, video) if path), named.rpartition("-")[0])
+    parts = [_written_sidecar(stem, sidecar)]
+    if image is not None:
+        pictures.check(image)
+        parts.append(Part(Role.IMAGE, image.name, image))
+    elif video is not None:
+        clip.check(video)
+        parts.append(Part(Role.VIDEO, video.name, video))
+    else:
+        continuation.find(queue, named, stem)
     if last_image is not None:
-        parts.append(Part(Role.END_FRAME, f"{image.stem}.last{last_image.suffix}", last_image))
-    for part in parts:
-        if isinstance(part.source, Path):
-            pictures.check(part.source)
-    return _enter_copies(queue, outputs, Drop(image.stem, tuple(parts)), model)
+        pictures.check(last_image)
+        parts.append(Part(Role.END_FRAME, f"{stem}.last{last_image.suffix}", last_image))
+    return _enter_copies(queue, outputs, Drop(stem, tuple(parts)), model)
 
 
 def retake(queue: Queue, outputs: Path, job: str, model: str) -> list[str]:
@@ -44,18 +63,17 @@ def retake(queue: Queue, outputs: Path, job: str, model: str) -> list[str]:
         raise UnknownJobError(f"{job}: no such job")
     folder = queue.path(state, job)
     fields = atomic.read_json(folder / REQUEST_FILE)
-    picture = run.file(Role.IMAGE)
-    if fields is None or picture is None or not (folder / picture.name).exists():
+    files = [item for item in run.files if item.role in (Role.IMAGE, Role.VIDEO, Role.LATENTS, Role.END_FRAME)]
+    if fields is None or not files or not all((folder / item.name).exists() for item in files):
         raise UnknownJobError(f"{job}: its picture or its request is no longer there", hint="drop the picture again")
+    named = run.file(Role.SIDECAR) or files[0]
     parts = [
-        Part(Role.IMAGE, picture.original, folder / picture.name),
-        _written_sidecar(Path(picture.original).stem, fields | {"seed": draw_seed()}),
+        _written_sidecar(Path(named.original).stem, fields | {"seed": draw_seed()}),
+        *(Part(item.role, item.original, folder / item.name) for item in files),
     ]
-    end_frame = run.file(Role.END_FRAME)
-    if end_frame is not None:
-        parts.append(Part(Role.END_FRAME, end_frame.original, folder / end_frame.name))
     found = JOB_ID.fullmatch(job)
-    return _enter_copies(queue, outputs, Drop(found["stem"] if found else job, tuple(parts)), model)
+    drop = Drop(found["stem"] if found else job, tuple(parts), continued=run.continued)
+    return _enter_copies(queue, outputs, drop, model)
 
 
 def _written_sidecar(stem: str, fields: dict[str, Any]) -> Part:
@@ -68,4 +86,4 @@ def _enter_copies(queue: Queue, outputs: Path, drop: Drop, model: str) -> list[s
     added = Door(queue, StatusWriter(queue, outputs), model).add(drop)
     if added.refusal is not None:
         raise added.refusal
-    return sorted(added.jobs + added.known)
+    return added.jobs + added.known

@@ -23,7 +23,7 @@ from framepack_daemon.job import Role, State, stored_name
 from framepack_daemon.spool import moves
 from framepack_daemon.spool.capture import Source, signature
 from framepack_daemon.spool.drop import Drop, Part
-from framepack_daemon.spool.inbox import groups
+from framepack_daemon.spool.groups import groups
 from framepack_daemon.spool.names import Kind
 
 OTHER_FILE_SYSTEM = Path("/dev/shm")

@@ -24,7 +24,8 @@ from framepack_daemon.job import Role, State, stored_name
 from framepack_daemon.spool import capture, inbox, moves, submit
 from framepack_daemon.spool import lock as locks
 from framepack_daemon.spool.drop import Drop, Part, known_as
-from framepack_daemon.spool.inbox import Inbox, halves
+from framepack_daemon.spool.groups import halves
+from framepack_daemon.spool.inbox import Inbox
 from framepack_daemon.spool.intake import Intake
 from framepack_daemon.spool.lock import FolderLock
 from framepack_daemon.spool.queue import Queue
@@ -155,7 +156,7 @@ def test_a_preset_is_a_plain_file(bench: Bench, kind: str) -> None:
             path.mkdir()
     bench.put("lone.png")
     assert bench.take() == []
-    assert [name for name, _ in halves(bench.inbox)] == ["lone.png"]
+    assert [name for name, _ in halves(bench.inbox, bench.queue)] == ["lone.png"]
 
 
 def test_a_hard_link_whose_name_is_no_utf8_is_copied(bench: Bench) -> None:
@@ -174,8 +175,8 @@ def test_outputs_in_the_inbox_are_never_taken(bench: Bench) -> None:
     outputs.mkdir()
     (outputs / "defaults.json").write_text('{"prompt": "waves"}')
     (outputs / "beach.png").write_bytes(bench.picture.read_bytes())
-    assert Inbox(bench.inbox, AT_ONCE, excluded=(outputs,)).scan().drops == []
-    assert len(Inbox(bench.inbox, AT_ONCE).scan().drops) == 1, "the test would show nothing"
+    assert Inbox(bench.inbox, bench.queue, AT_ONCE, excluded=(outputs,)).scan().drops == []
+    assert len(Inbox(bench.inbox, bench.queue, AT_ONCE).scan().drops) == 1, "the test would show nothing"
 
 
 def test_a_tool_that_pushes_again_and_again_starts_each_job_once(bench: Bench) -> None:
@@ -496,7 +497,7 @@ def test_a_huge_sidecar_beside_a_drop_is_not_read_by_status_either(bench: Bench)
 
     def look() -> list[tuple[str, str]]:
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, limit))
-        return halves(bench.inbox)
+        return halves(bench.inbox, bench.queue)
 
     assert in_child(look) == []
 

@@ -16,7 +16,8 @@ from spool_bench import SIDECAR, Bench
 
 from framepack_daemon.job import State
 from framepack_daemon.spool import inbox, submit
-from framepack_daemon.spool.inbox import Timing, halves
+from framepack_daemon.spool.groups import halves
+from framepack_daemon.spool.inbox import Timing
 from framepack_daemon.spool.moves import prune
 
 OTHER_FILE_SYSTEM = Path("/dev/shm")  # a tmpfs: renames from the disk fail with EXDEV
@@ -84,7 +85,7 @@ def test_a_lone_half_waits_and_is_listed(bench: Bench, lone: str) -> None:
     bench.put(lone, None if lone.endswith("png") else b'{"prompt": "waves"}')
     assert bench.take() == []
     assert bench.left() == [lone]
-    ((name, waits_for),) = halves(bench.inbox)
+    ((name, waits_for),) = halves(bench.inbox, bench.queue)
     assert name == lone
     assert "beach." in waits_for
 
@@ -169,7 +170,7 @@ def test_what_is_no_plain_file_is_left_alone(bench: Bench, kind: str) -> None:
             path.mkdir()
     assert bench.take() == []
     assert os.path.lexists(path)
-    assert [name for name, _ in halves(bench.inbox)] == ["beach.json"]
+    assert [name for name, _ in halves(bench.inbox, bench.queue)] == ["beach.json"]
 
 
 def test_a_hard_link_is_copied_so_that_its_other_name_cannot_change_the_job(bench: Bench) -> None:
@@ -220,7 +221,7 @@ def test_a_wrong_preset_holds_its_drops_back(bench: Bench, content: bytes) -> No
     bench.put("defaults.json", content)
     bench.drop()
     assert bench.take() == []
-    assert all("defaults.json is wrong" in reason for _, reason in halves(bench.inbox))
+    assert all("defaults.json is wrong" in reason for _, reason in halves(bench.inbox, bench.queue))
     bench.put("defaults.json", b"{}")
     assert len(bench.take()) == 1
 
@@ -236,7 +237,7 @@ def test_an_end_frame_goes_with_its_pair(bench: Bench) -> None:
 def test_a_sidecar_that_speaks_of_an_end_frame_waits_for_it(bench: Bench) -> None:
     bench.drop(last_image="beach.last.png")
     assert bench.take() == []
-    assert any("beach.last" in reason for _, reason in halves(bench.inbox))
+    assert any("beach.last" in reason for _, reason in halves(bench.inbox, bench.queue))
     bench.put("beach.last.png")
     assert bench.take_one()
 
@@ -369,7 +370,7 @@ def test_published_files_copied_back_are_no_drop(bench: Bench) -> None:
     for name in ("b-1f3a9c02d4e5.status.json", "b-1f3a9c02d4e5.poster.jpg", "b-1f3a9c02d4e5.mp4"):
         bench.put(name, None if name.endswith("jpg") else b"{}")
     assert bench.take() == []
-    assert halves(bench.inbox) == []
+    assert halves(bench.inbox, bench.queue) == []
 
 
 def test_the_inbox_may_be_deleted_and_made_anew(bench: Bench) -> None:
@@ -386,7 +387,7 @@ def test_thousands_of_names_are_scanned_in_order(bench: Bench) -> None:
     for stem in ("c", "a", "b"):
         bench.drop(stem)
     assert [added.jobs[0][0] for added in bench.take()] == ["a", "b", "c"]
-    assert len(halves(bench.inbox)) == 3000
+    assert len(halves(bench.inbox, bench.queue)) == 3000
 
 
 def test_of_many_pairs_the_first_are_given_before_all_are_looked_at(

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "weights": LEAVES,
     "loras": LEAVES,
     "media": LEAVES,
-    "spool": LEAVES | {"media.image"},
+    "spool": LEAVES | {"media.image", "media.clip"},
     "workers.channel": LEAVES,
     "workers.pool": LEAVES | {"workers.channel"},
     "workers.child": LEAVES | {"workers.channel", "engine", "weights", "loras"},

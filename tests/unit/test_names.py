@@ -44,7 +44,6 @@ beach.json.conflict2
 .goutputstream-ABCDEF
 beach.jpg.swp
 beach-1F3A9C02D4E5.STATUS.JSON
-beach-1f3a9c02d4e5.2.mp4
 .sync
 .SyncPart
 .SyncTemp
@@ -78,13 +77,16 @@ beach.jpg~
 .nfs000000000123
 .fuse_hidden0001
 README.md
-beach.mp4
 beach
 .json
 .jpg
 beach-1f3a9c02d4e5.status.json
 beach-1f3a9c02d4e5.poster.jpg
 beach-1f3a9c02d4e5.preview.mp4
+beach-1f3a9c02d4e5.step.jpg
+beach-1f3a9c02d4e5.webp
+beach-1f3a9c02d4e5.gif
+beach.mp4.part
 defaults.json
 Defaults.JSON
 """.strip("\n").split("\n")
@@ -157,9 +159,33 @@ def test_foreign_folders_are_never_presets(name: str) -> None:
         ("-rf.jpg", "-rf", Kind.IMAGE),
         (unicodedata.normalize("NFD", "été.jpg"), unicodedata.normalize("NFC", "été"), Kind.IMAGE),
         ("slow zoom-1f3a9c02d4e5.jpg", "slow zoom-1f3a9c02d4e5", Kind.IMAGE),
+        ("beach.mp4", "beach", Kind.VIDEO),
+        ("beach.MOV", "beach", Kind.VIDEO),
+        ("beach.last.mkv", "beach.last", Kind.VIDEO),
+        ("beach-1f3a9c02d4e5.2.webm", "beach-1f3a9c02d4e5.2", Kind.VIDEO),
     ],
 )
 def test_a_name_says_stem_and_kind(name: str, stem: str, kind: Kind) -> None:
     read = names.read(name)
     assert read is not None
     assert (read.stem, read.kind, read.conflict) == (stem, kind, False)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("more.mp4", "more.mp4", True),
+        ("more.MP4", "more.mp4", True),
+        (unicodedata.normalize("NFD", "été.mp4"), unicodedata.normalize("NFC", "été.mp4"), True),
+        ("More.mp4", "more.mp4", False),
+        ("more.mov", "more.mp4", False),
+        ("more", "more.mp4", False),
+    ],
+)
+def test_names_of_one_file_are_told_as_stems_and_extensions_are(one: str, other: str, *, same: bool) -> None:
+    assert names.is_same(one, other) is same
+
+
+@pytest.mark.parametrize(("name", "video"), [("more.MKV", True), ("beach-1f3a9c02d4e5", False), ("mp4", False)])
+def test_a_video_is_told_from_the_id_of_a_job(name: str, *, video: bool) -> None:
+    assert names.is_video(name) is video

@@ -253,6 +253,39 @@ def test_variations_are_jobs_and_a_repeat_consumes_them_all(bench: Bench) -> Non
     assert (again.jobs, sorted(again.known)) == ([], sorted(added.jobs))
 
 
+def test_seeds_are_jobs_that_run_in_their_order_and_a_repeat_consumes_them_all(bench: Bench) -> None:
+    seeds = [3, 1, 2]
+    bench.put("beach.png")
+    bench.put("beach.json", {"prompt": "waves", "seeds": seeds})
+    (added,) = bench.take()
+    requests = [bench.status(job)["request"] for job in added.jobs]
+    assert [request["seed"] for request in requests] == seeds
+    assert all("seeds" not in request and request["variations"] == 1 for request in requests)
+    assert bench.queue.waiting() == added.jobs
+    bench.put("beach.png")
+    bench.put("beach.json", {"prompt": "waves", "seeds": seeds})
+    (again,) = bench.take()
+    assert (again.jobs, again.known) == ([], added.jobs)
+
+
+@pytest.mark.parametrize("fields", [{"seeds": [1, 1]}, {"seeds": [1], "seed": 1}, {"seeds": [1], "variations": 2}])
+def test_seeds_that_say_a_thing_twice_are_refused(bench: Bench, fields: dict[str, object]) -> None:
+    bench.put("beach.png")
+    bench.put("beach.json", {"prompt": "waves"} | fields)
+    (added,) = bench.take()
+    assert added.refusal is not None
+    assert "seeds" in added.refusal.message
+
+
+def test_seeds_may_be_submitted_and_one_of_them_taken_again(bench: Bench, picture: Path) -> None:
+    sidecar = {"prompt": "waves", "seeds": [8, 9]}
+    jobs = submit.submit(bench.queue, bench.outputs, image=picture, sidecar=sidecar, last_image=None, model="tiny")
+    assert [bench.status(job)["request"]["seed"] for job in jobs] == [8, 9]
+    (take,) = submit.retake(bench.queue, bench.outputs, jobs[0], "tiny")
+    assert take not in jobs
+    assert bench.status(take)["request"]["seed"] not in (8, 9)
+
+
 def test_a_bad_sidecar_is_refused_whole(bench: Bench) -> None:
     bench.drop(seconds=1000, frames=None)
     (added,) = bench.take()

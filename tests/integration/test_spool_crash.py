@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from spool_bench import SIDECAR, Bench
+from videos import write_video
 
 from framepack_daemon import atomic
 from framepack_daemon.errors import DropError
@@ -29,6 +30,7 @@ from framepack_daemon.spool.names import Kind
 OTHER_FILE_SYSTEM = Path("/dev/shm")
 DIED = 77
 MAX_POINTS = 300
+PAIR = ("beach.png", "beach.json")
 
 
 def dies_at(point: int, work: Callable[[], object]) -> bool:
@@ -74,7 +76,7 @@ def drops(bench: Bench) -> dict[str, set[str]]:
             found.setdefault(name, set()).add("inbox")
     for state in State:
         for job in bench.queue.names(state):
-            for name in bench.files(state, job) & {"beach.png", "beach.json"}:
+            for name in bench.files(state, job) & {"beach.png", "beach.json", "more.json", "more.mp4"}:
                 found.setdefault(name, set()).add(job)
     return found
 
@@ -82,7 +84,7 @@ def drops(bench: Bench) -> dict[str, set[str]]:
 def found(bench: Bench, stem: str = "beach") -> list[Drop]:
     """What a scan of the drop folder gives, without looking into the files: that is tested elsewhere and takes long."""
     members = [group.members for group in groups(bench.inbox) if group.stem == stem]
-    roles = {Kind.IMAGE: Role.IMAGE, Kind.SIDECAR: Role.SIDECAR}
+    roles = {Kind.IMAGE: Role.IMAGE, Kind.SIDECAR: Role.SIDECAR, Kind.VIDEO: Role.VIDEO}
     drops = []
     for group in members:
         parts = []
@@ -94,18 +96,31 @@ def found(bench: Bench, stem: str = "beach") -> list[Drop]:
     return drops
 
 
-def take(bench: Bench, refusal: DropError | None = None) -> None:
+def take(bench: Bench, refusal: DropError | None = None, names: tuple[str, ...] = PAIR) -> None:
     """Enter what lies in the drop folder, as good or as refused."""
-    for drop in found(bench):
-        assert len(drop.parts) == 2, "a pair was torn apart"
+    for drop in found(bench, names[0].partition(".")[0]):
+        assert {part.name for part in drop.parts} == set(names), "a drop was torn apart"
         bench.door.add(replace(drop, refusal=refusal))
 
 
-def recover(bench: Bench, refusal: DropError | None = None) -> None:
+def recover(bench: Bench, refusal: DropError | None = None, names: tuple[str, ...] = PAIR) -> None:
     """What a daemon does at its start, and its first scan."""
     bench.keeper.seen.clear()
     bench.keeper.recover(bench.scanner.folders())
-    take(bench, refusal)
+    take(bench, refusal, names)
+
+
+def done(bench: Bench) -> str:
+    """A done job that can be continued."""
+    bench.drop()
+    take(bench)
+    (job,) = bench.jobs(State.PENDING)
+    folder = bench.queue.path(State.PENDING, job)
+    (folder / "latents.safetensors").write_bytes(b"latents")
+    outcome = {"outcome": "completed", "video": {"file": f"{job}.mp4", "width": 80, "height": 64}}
+    (folder / "outcome.json").write_text(json.dumps(outcome))
+    bench.queue.move(job, State.PENDING, State.DONE)
+    return job
 
 
 @pytest.fixture
@@ -145,6 +160,65 @@ def test_intake(benches: Callable[..., Bench], variations: int, device: str) -> 
     assert not died
     assert point > 20
     print(f"{point} crash points")  # noqa: T201  the count is what the reliability page tells
+
+
+@pytest.mark.parametrize("form", ["job", "video"])
+@pytest.mark.parametrize("device", ["same", "other"])
+def test_intake_of_what_continues(benches: Callable[..., Bench], tmp_path: Path, device: str, form: str) -> None:
+    clip = write_video(tmp_path / "clip.mp4")
+    names = ("more.json",) if form == "job" else ("more.json", "more.mp4")
+    for point in range(MAX_POINTS):
+        bench = benches(device)
+        source = done(bench) if form == "job" else "more.mp4"
+        bench.put("more.json", {"prompt": "on", "continue_from": source, "variations": 2})
+        if form == "video":
+            bench.put("more.mp4", clip)
+        died = dies_at(point, lambda: take(bench, names=names))  # noqa: B023
+        recover(bench, names=names)
+        jobs = bench.jobs(State.PENDING)
+        assert len(jobs) == 2, point
+        where = {name: places for name, places in drops(bench).items() if name in names}
+        assert where == {name: set(jobs) for name in names}, point
+        for job in jobs:
+            assert whole(bench, job, with_latents=form == "job"), point
+        assert not list(bench.queue.building.iterdir()), point
+        assert bench.jobs(State.FAILED) == [], point
+        if not died:
+            break
+    assert not died
+    assert point > 20
+
+
+def whole(bench: Bench, job: str, *, with_latents: bool) -> bool:
+    """Whether a pending job has what it begins with, as its record says, and the size of what it continues."""
+    folder, run = bench.queue.path(State.PENDING, job), bench.queue.run(State.PENDING, job)
+    assert run is not None
+    same = all(atomic.digest(folder / item.name) == (item.bytes, item.sha256) for item in run.files)
+    roles = {Role.SIDECAR, *((Role.IMAGE, Role.LATENTS) if with_latents else (Role.VIDEO,))}
+    sized = bench.status(job)["request"].get("width") == (80 if with_latents else None)
+    return same and sized and {item.role for item in run.files} == roles
+
+
+def test_taking_a_directory_that_continues_a_job(benches: Callable[..., Bench]) -> None:
+    for point in range(MAX_POINTS):
+        bench = benches()
+        source = done(bench)
+        folder = bench.queue.path(State.PENDING, "mine")
+        folder.mkdir()
+        (folder / "more.json").write_text(json.dumps({"prompt": "on", "continue_from": source}))
+        died = dies_at(point, lambda: bench.door.add_again(folder))  # noqa: B023
+        bench.keeper.seen.clear()
+        bench.keeper.recover([bench.inbox])
+        if (jobs := bench.jobs(State.PENDING)) == ["mine"]:
+            jobs = bench.door.add_again(folder).jobs
+        assert len(jobs) == 1, point
+        assert whole(bench, jobs[0], with_latents=True), point
+        assert not list(bench.queue.building.iterdir()), point
+        assert bench.jobs(State.FAILED) == [], point
+        if not died:
+            break
+    assert not died
+    assert point > 20
 
 
 @pytest.mark.parametrize("device", ["same", "other"])

@@ -65,6 +65,8 @@ def _fields(file: Path) -> dict[str, Any]:
 def _describe(request: Request) -> str:
     frames = request.video_frames
     size = f"{request.width}x{request.height}" if request.width else f"around {request.resolution or 640} pixels"
+    if request.continue_from:
+        size = f"going on from {request.continue_from}"
     sections = f"{request.sections} section{'s' if request.sections > 1 else ''}"
     times = f", {request.takes} times" if request.takes > 1 else ""
     return f"{frames} frames ({frames / FPS:.2f} s) in {sections}, {size}{times}"

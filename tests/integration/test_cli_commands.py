@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import structlog
 from PIL import Image
+from videos import write_video
 
 from framepack_daemon import __version__, atomic
 from framepack_daemon.cli import main
@@ -66,6 +67,10 @@ class Place:
 
     def submit(self, *more: str) -> str:
         return self.ok("submit", "pic.png", "--prompt", "waves", *more).strip()
+
+    def status(self, job: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ok("status", job, "--json"))
+        return found
 
     def overview(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.ok("status", "--json"))
@@ -173,6 +178,10 @@ def test_demo_hands_its_settings_to_the_daemon(place: Place) -> None:
         (["submit", "pic.png"], 2, "prompt: is missing"),
         (["submit", "pic.png", "--prompt", "x", "--set", "sconds=3"], 2, "did you mean seconds?"),
         (["submit", "absent.png", "--prompt", "x"], 2, "absent.png"),
+        (["submit", "--prompt", "x"], 2, "nothing to begin with"),
+        (["submit", "pic.png", "--continue", "pic.mp4", "--prompt", "x"], 2, "pic.png: stands beside"),
+        (["submit", "--continue", "pic.mp4", "--prompt", "x"], 2, "pic.mp4: there is no such video"),
+        (["submit", "--continue", "pic-1f3a9c02d4e5", "--prompt", "x"], 2, "pic-1f3a9c02d4e5: no such job"),
         (["submit", "pic.png", "--inbox", "x"], 2, "--inbox is a setting and stands before the command"),
         (["statu"], 2, "status"),
         (["prune"], 2, "--keep"),
@@ -227,6 +236,46 @@ def test_the_same_picture_twice_is_two_jobs_unless_the_seed_is_given(place: Plac
 
 def test_variations_print_an_id_each(place: Place) -> None:
     assert len(set(place.submit("--set", "variations=3").splitlines())) == 3
+
+
+def test_seeds_print_an_id_each_in_their_order(place: Place) -> None:
+    jobs = place.submit("--set", "seeds=[9, 8]").splitlines()
+    assert [place.status(job)["request"]["seed"] for job in jobs] == [9, 8]
+
+
+def test_submit_continues_a_job_by_the_beginning_of_its_id(place: Place) -> None:
+    source = place.submit("--set", "keep_latents=true")
+    code, _, err = place.call("submit", "--continue", source[:6], "--prompt", "on")
+    assert (code, "it is pending" in err) == (2, True)
+    folder = place.queue.path(State.PENDING, source)
+    (folder / "latents.safetensors").write_bytes(b"latents")
+    atomic.write_json(folder / OUTCOME_FILE, DONE | {"video": {"width": 96, "height": 64}})
+    place.queue.move(source, State.PENDING, State.DONE)
+    job = place.ok("submit", "--continue", source[:6], "--prompt", "on").strip()
+    assert job.startswith("pic-")
+    assert place.status(job)["request"]["continue_from"] == source
+    assert place.status(job)["request"]["width"] == 96
+
+
+def test_submit_continues_a_video_given_or_beside_the_sidecar(place: Place) -> None:
+    (place.root / "far").mkdir()
+    write_video(place.root / "far" / "more.MP4")
+    (place.root / "far" / "more.json").write_text('{"prompt": "on", "continue_from": "more.MP4", "seed": 4}')
+    job = place.ok("submit", "--sidecar", "far/more.json").strip()
+    assert place.ok("submit", "--continue", "far/more.MP4", "-p", "on", "-s", "seed=4").strip() == job
+    assert place.status(job)["source"]["video"] == "more.MP4"
+    assert (place.root / "far" / "more.MP4").exists()
+
+
+def test_check_knows_what_a_sidecar_can_continue(place: Place) -> None:
+    for named, said in {"more.mp4": "from more.mp4", "beach-1f3a9c02d4e5": "from beach-1f3a9c02d4e5"}.items():
+        (place.root / "more.json").write_text(json.dumps({"prompt": "x", "continue_from": named}))
+        assert said in place.ok("check", "more.json")
+    for named, said in {"clip.mp4": "call the video more.mp4", "clip": "write an id like"}.items():
+        (place.root / "more.json").write_text(json.dumps({"prompt": "x", "continue_from": named}))
+        assert said in place.call("check", "more.json")[2]
+    (place.root / "defaults.json").write_text('{"continue_from": "more.mp4"}')
+    assert "belongs to one drop" in place.call("check", "defaults.json")[2]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What several tests share: the tiny model, made once per run, and pictures."""
+"""What several tests share: the tiny model, made once per run, pictures, and folders with or without a daemon."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from lab import Lab
 from PIL import Image
 from spool_bench import Bench
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from framepack_daemon.engine.models import Models
@@ -71,3 +73,20 @@ def end_picture(tmp_path: Path) -> Path:
 def bench(tmp_path: Path, picture: Path) -> Bench:
     """An inbox and a queue without a daemon."""
     return Bench(tmp_path / "bench", picture)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, models_dir: Path, picture: Path) -> Iterator[Lab]:
+    """Folders for a daemon; whatever daemon was started in them is ended."""
+    laboratory = Lab(tmp_path / "lab", models_dir, picture)
+    yield laboratory
+    if laboratory.process is not None and laboratory.process.poll() is None:
+        laboratory.process.kill()
+        laboratory.process.wait()
+
+
+@pytest.fixture
+def running(lab: Lab) -> Lab:
+    """A daemon that runs."""
+    lab.start()
+    return lab

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-import pytest
 
 from framepack_daemon.job import State
 from framepack_daemon.spool.queue import Queue
@@ -142,20 +141,3 @@ def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
         return -1
-
-
-@pytest.fixture
-def lab(tmp_path: Path, models_dir: Path, picture: Path) -> Iterator[Lab]:
-    """Folders for a daemon; whatever daemon was started in them is ended."""
-    laboratory = Lab(tmp_path / "lab", models_dir, picture)
-    yield laboratory
-    if laboratory.process is not None and laboratory.process.poll() is None:
-        laboratory.process.kill()
-        laboratory.process.wait()
-
-
-@pytest.fixture
-def running(lab: Lab) -> Lab:
-    """A daemon that runs."""
-    lab.start()
-    return lab

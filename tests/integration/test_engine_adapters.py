@@ -210,12 +210,16 @@ def test_a_scale_is_changed_without_reading_the_file_again(
 
 
 def other_pairs() -> dict[str, Any]:
-    """Another LoRA: other ranks, one of them of a layer whose name ends another layer's."""
-    ranks = {"transformer_blocks.0.attn.to_q": 2, "proj_out": 8, "norm_out.linear": 1}
-    outputs = {"norm_out.linear": 2 * WIDTH}
+    """Another LoRA: of other ranks, with a layer whose name another one ends in."""
+    shapes = {  # rank, inputs, outputs
+        "transformer_blocks.0.attn.to_q": (2, WIDTH, WIDTH),
+        "proj_out": (8, WIDTH, WIDTH),
+        "single_transformer_blocks.0.proj_out": (3, WIDTH + INNER, WIDTH),
+        "norm_out.linear": (1, WIDTH, 2 * WIDTH),
+    }
     return {
-        name: (randn(7 * rank, rank, WIDTH) / 8, randn(9 * rank, outputs.get(name, WIDTH), rank) / 8)
-        for name, rank in ranks.items()
+        name: (randn(7 * rank, rank, inputs) / 8, randn(9 * rank, outputs, rank) / 8)
+        for name, (rank, inputs, outputs) in shapes.items()
     }
 
 

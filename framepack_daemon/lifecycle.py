@@ -266,9 +266,11 @@ class Lifecycle:
     def _step_down(self, message: Message) -> None:
         """Let a job that was too much for a memory plan run on a lower one, at its place and with nothing charged."""
         job = message["job"]
-        self._too_much[job] = message["plan"]
+        plan, lower = message["plan"], message["lower_plan"]
+        self._too_much[job] = plan
+        _log.warning("job_stepped_down", job=job, plan=plan, lower_plan=lower)
         self._put_back(job)
-        self.writer.amend(job, message=f"waits to run on the memory plan {message['lower_plan']}: {message['message']}")
+        self.writer.amend(job, message=f"waits to run on the memory plan {lower}: {message['message']}")
 
     def _count_machine_fault(self, job: str) -> None:
         self._failing[job] = None

@@ -147,8 +147,8 @@ class Worker:
             case "rendered" | "failed" | "stopped":
                 self.phase = Phase.ENDING if message.get("ends") else Phase.IDLE
                 self.job, self.stopping = None, False
-                # The same job comes first again: its next child need not load what was too much for it.
-                self._too_much = message.get("plan") if message.get("code") == "out_of_memory" else None
+                # A job that steps down comes first again: its next child need not load what was too much for it.
+                self._too_much = message["plan"] if message.get("lower_plan") else None
 
     def _is_silent(self) -> bool:
         limit = {

@@ -109,50 +109,52 @@ def load(
     main = dtype or (torch.float32 if on_cpu else torch.bfloat16)
     side = torch.float32 if on_cpu else torch.float16
     with memory.exhaustion_explained(f"while model {name} was loaded", target, plan), _explained(name):
-        open_ = _Opener(target, plan)
+        place = Placement(target, plan, memory.room(target).total)
+        components, looks = places.components, places.image_encoder
+        kind = HunyuanVideoFramepackTransformer3DModel
         return Models(
             name=name,
             revision=places.revision,
             device=target,
-            transformer=open_.transformer(places.transformer, main),
-            vae=open_.vae(places.components / "vae", side),
-            scheduler=_scheduler(places.components / "scheduler"),
-            text_encoder=open_.text_encoder(places.components / "text_encoder", side),
-            tokenizer=_open_tokenizer(places.components / "tokenizer"),
-            text_encoder_2=open_.small(CLIPTextModel, places.components / "text_encoder_2", dtype=side),
-            tokenizer_2=_open(CLIPTokenizer, places.components / "tokenizer_2"),
-            image_encoder=open_.small(SiglipVisionModel, places.image_encoder / "image_encoder", dtype=side),
-            feature_extractor=_open(SiglipImageProcessorPil, places.image_encoder / "feature_extractor"),
+            transformer=place.transformer(_network(kind, places.transformer, torch_dtype=main)),
+            vae=place.vae(_network(FittingVae, components / "vae", torch_dtype=side)),
+            scheduler=_scheduler(components / "scheduler"),
+            text_encoder=place.text_encoder(_network(LlamaModel, components / "text_encoder", dtype=side)),
+            tokenizer=_open_tokenizer(components / "tokenizer"),
+            text_encoder_2=place.small(_network(CLIPTextModel, components / "text_encoder_2", dtype=side)),
+            tokenizer_2=_open(CLIPTokenizer, components / "tokenizer_2"),
+            image_encoder=place.small(_network(SiglipVisionModel, looks / "image_encoder", dtype=side)),
+            feature_extractor=_open(SiglipImageProcessorPil, looks / "feature_extractor"),
             plan=plan,
         )
 
 
 @dataclass(frozen=True)
-class _Opener:
-    """Opens networks as a plan wants them: all by way of the host, each onto the device only where it stays there."""
+class Placement:
+    """Brings networks from the host to where a plan wants them, each onto the device only where it stays there."""
 
     device: torch.device
     plan: str
+    total: float  # GiB of the device
 
-    def transformer(self, folder: Path, dtype: torch.dtype) -> Any:
-        network = _network(HunyuanVideoFramepackTransformer3DModel, folder, torch_dtype=dtype)
+    def transformer(self, network: Any) -> Any:
+        """The transformer whole, in float8, or block by block."""
         if self.plan == "minimal":
             return memory.stream(network, self.device)
         return (memory.cast(network) if self.plan == "low" else network).to(self.device)
 
-    def text_encoder(self, folder: Path, dtype: torch.dtype) -> Any:
-        network = _network(LlamaModel, folder, dtype=dtype)
-        # Beside the transformer there is no room for it elsewhere, and it has but one pass to do for a text.
+    def text_encoder(self, network: Any) -> Any:
+        """Llama: beside the transformer it comes block by block, for the one pass that it has to do for a text."""
         return network.to(self.device) if self.plan == "resident" else memory.stream(network, self.device)
 
-    def vae(self, folder: Path, dtype: torch.dtype) -> Any:
-        vae = self.small(FittingVae, folder, torch_dtype=dtype)
-        total = memory.room(self.device).total
-        vae.tiles = functools.partial(memory.tiles, self.plan, total=total, value_bytes=dtype.itemsize)
-        return vae
+    def vae(self, network: Any) -> Any:
+        """The VAE, which knows from now on when to take frames in tiles."""
+        size = network.dtype.itemsize
+        network.tiles = functools.partial(memory.tiles, self.plan, total=self.total, value_bytes=size)
+        return self.small(network)
 
-    def small(self, kind: Any, folder: Path, **options: Any) -> Any:
-        network = _network(kind, folder, **options)
+    def small(self, network: Any) -> Any:
+        """A network that `Models.use` moves."""
         return network.to(self.device) if self.plan == "resident" else network
 
 

@@ -295,7 +295,8 @@ class _Rendering:
                     picture=self._show(progress.guess),
                 )
             except GeneratorExit:
-                self.store.save_step(section, progress)
+                if self.request.cache == "none":  # what a cache remembers is not saved: the section begins anew
+                    self.store.save_step(section, progress)
                 raise
             started = time.monotonic()
         return progress.latents

@@ -6,13 +6,14 @@ serves both directions: what differs comes in as indices and history. Knows noth
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from framepack_daemon.engine import schedule, solver
+from framepack_daemon.engine import cache, schedule, solver
 from framepack_daemon.request import LATENT_WINDOW
 
 if TYPE_CHECKING:
@@ -48,15 +49,18 @@ class Context:
 
 @torch.no_grad()
 def denoise(context: Context, begin: solver.State) -> Iterator[solver.State]:
-    """The section after each step from `begin` on."""
+    """The section after each step from `begin` on; where there is a cache, that has to be its first step."""
     request, inputs, state = context.request, _fixed_inputs(context), begin
     solving = _solver(context, begin.latents)
-    for step in range(begin.step, request.num_inference_steps):
-        seen, time = state.latents, solving.timesteps[step]
-        if request.reference_rounding:
-            seen, time = (value.to(REFERENCE_DTYPE).to(value.dtype) for value in (seen, time))
-        state = solving.step(state, _velocity(context, inputs, seen, time), seen)
-        yield state
+    with ExitStack() as section:
+        for step in range(begin.step, request.num_inference_steps):
+            if step == cache.FIRST_STEP:
+                section.enter_context(cache.used(context.models.transformer, request.cache))
+            seen, time = state.latents, solving.timesteps[step]
+            if request.reference_rounding:
+                seen, time = (value.to(REFERENCE_DTYPE).to(value.dtype) for value in (seen, time))
+            state = solving.step(state, _velocity(context, inputs, seen, time), seen)
+            yield state
 
 
 def _solver(context: Context, latents: torch.Tensor) -> solver.Solver:
@@ -90,21 +94,22 @@ def _velocity(context: Context, inputs: dict[str, Any], latents: torch.Tensor, t
     """The velocity at `latents`, float32, with true classifier-free guidance where there is a negative text."""
     models, negative = context.models, context.conditioning.negative
 
-    def predict(text: Text) -> torch.Tensor:
-        output: torch.Tensor = models.transformer(
-            hidden_states=latents.to(models.dtype),
-            timestep=time.expand(latents.shape[0]),
-            encoder_hidden_states=text.embeds,
-            encoder_attention_mask=text.mask,
-            pooled_projections=text.pooled,
-            **inputs,
-        )[0]
+    def predict(text: Text, cached_as: str) -> torch.Tensor:
+        with models.transformer.cache_context(cached_as):
+            output: torch.Tensor = models.transformer(
+                hidden_states=latents.to(models.dtype),
+                timestep=time.expand(latents.shape[0]),
+                encoder_hidden_states=text.embeds,
+                encoder_attention_mask=text.mask,
+                pooled_projections=text.pooled,
+                **inputs,
+            )[0]
         return output.float()
 
-    wanted = predict(context.prompt)
+    wanted = predict(context.prompt, "prompt")
     if negative is None:
         return wanted
-    unwanted = predict(negative)
+    unwanted = predict(negative, "negative")
     guided = unwanted + context.request.true_cfg_scale * (wanted - unwanted)
     return _rescale(guided, wanted, context.request.guidance_rescale)
 

@@ -17,14 +17,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from framepack_daemon import atomic
-from framepack_daemon.engine import adapters, checkpoint, conditioning, continuation, decode, memory, provenance, sampler
+from framepack_daemon.engine import (
+    adapters,
+    checkpoint,
+    conditioning,
+    continuation,
+    decode,
+    memory,
+    provenance,
+    sampler,
+)
 from framepack_daemon.engine.continuation import Ending
 from framepack_daemon.engine.glimpse import Glimpse
 from framepack_daemon.engine.schedule import Order
 from framepack_daemon.engine.segments import Segments
 from framepack_daemon.engine.solver import State
 from framepack_daemon.errors import ContinuationError, VideoError
-from framepack_daemon.media import animation, video
+from framepack_daemon.media import animation, encoders, video
 from framepack_daemon.request import NATIVE_SAMPLING
 
 if TYPE_CHECKING:
@@ -112,6 +121,7 @@ def render(request: Request, models: Models, sources: Sources, scratch: Path) ->
         ImageError: a picture cannot be used.
         ContinuationError: the latents to go on from cannot be used.
         LoraError: a LoRA file does not fit the model.
+        EncoderError: the codec cannot be written here.
         VideoError: the video came out wrong; scratch is cleared, and trying again starts afresh.
         OSError: scratch cannot be written.
     """
@@ -166,6 +176,7 @@ class _Rendering:
             torch.cuda.reset_peak_memory_stats(self.models.device)
         with self._timed("encode"):
             told, before = self._prepare()
+            encoders.require(self.request.codec, told.width, told.height)  # a section later it would be too late
         with Segments(self.scratch, self.order, self.request) as segments:
             kept, begin, note = self._restore(segments, before)
             progress = self.store.load_step(begin)

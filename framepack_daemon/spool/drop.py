@@ -77,21 +77,21 @@ def _require_beginning(drop: Drop, named: str | None) -> None:
             )
         return
     by_name = [part for part in drop.of(Role.VIDEO) if names.is_same(part.name, named)]
+    if others := [part.name for part in begins if part not in by_name]:
+        raise DropError(
+            f"{others[0]}: stands beside continue_from, which gives the beginning",
+            hint="remove the picture, or continue_from, and drop again",
+        )
     if names.is_video(named) and not by_name:
         raise DropError(f"continue_from: there is no video {named}", hint="put it beside the sidecar, under its name")
-    if begins != by_name:
-        raise DropError(
-            f"{begins[0].name}: stands beside continue_from, which gives the beginning",
-            hint="remove the picture, or continue_from",
-        )
 
 
-def continued_by(path: Path) -> str | None:
-    """What the sidecar at `path` continues; None when it continues nothing, or cannot be read (yet)."""
+def continued_by(path: Path, unreadable: str | None = None) -> str | None:
+    """What the sidecar at `path` continues; None when it continues nothing, `unreadable` when it cannot be read."""
     try:
         named = parse_json(sidecar_bytes(path)).get("continue_from")
     except (RequestError, OSError):
-        return None
+        return unreadable
     return None if named is None else str(named)
 
 

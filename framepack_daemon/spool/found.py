@@ -42,9 +42,11 @@ def drop_in(place: Path, name: str) -> Drop:
     """The drop in `place`, a directory called `name` where it stood; what is wrong with its files is its refusal."""
     run = read_run(place)
     known = JOB_ID.fullmatch(run.job if run else name)
-    named = next((continued_by(path) for path in _dropped(place) if _role(path, run) is Role.SIDECAR), None)
-    continued = run.continued if run and run.continued and run.continued.job == named else None
-    if not continued:
+    continued = run.continued if run else None
+    before = continued.job if continued else None
+    named = next((continued_by(path, before) for path in _dropped(place) if _role(path, run) is Role.SIDECAR), None)
+    if named != before or not continued:
+        continued = None
         _discard_copies(place)
     parts = []
     for path in _dropped(place):

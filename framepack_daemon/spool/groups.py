@@ -62,7 +62,8 @@ def groups(folder: Path, continues: Callable[[Path], str | None] = continued_by)
         return
     for _, group in sorted(found.items()):
         group.members.sort(key=lambda member: member[0])
-        group.continues = next((continues(folder / name) for name in group.of(Kind.SIDECAR)), None)
+        if group.of(Kind.VIDEO) or not group.of(Kind.IMAGE):  # of a pair, that can wait until it is taken
+            group.continues = next((continues(folder / name) for name in group.of(Kind.SIDECAR)), None)
         group.members = [
             (name, read)
             for name, read in group.members

@@ -375,14 +375,15 @@ def test_a_mended_sidecar_goes_on_from_the_same_end(bench: Bench) -> None:
     bench.put("more.json", MORE | {"continue_from": source})
     job = bench.take_one()
     bench.queue.discard(bench.queue.path(State.DONE, source))
-    for fields in ({"seconds": 1000}, {"prompt": "mended"}):  # a wrong one in between
+    for fields in ({"seconds": 1000}, None, {"prompt": "mended"}):  # wrong ones in between
         (folder,) = (
             bench.queue.path(state, name)
             for state in (State.PENDING, State.FAILED)
             for name in bench.jobs(state)
             if name.startswith("more-")
         )
-        (folder / "more.json").write_text(json.dumps(MORE | {"frames": None, "continue_from": source} | fields))
+        whole = json.dumps(MORE | {"frames": None, "continue_from": source} | (fields or {}))
+        (folder / "more.json").write_text(whole if fields else whole[:-9])
         added = bench.door.add_again(folder)
     assert added.refusal is None
     assert added.jobs != [job]

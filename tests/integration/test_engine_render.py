@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -162,10 +163,12 @@ def test_a_killed_process_ends_in_the_same_video(  # noqa: PLR0917 - fixtures
     assert resumed.facts.sha256 == whole[sampling]
 
 
-def test_another_request_or_a_damaged_file_starts_afresh(
+def test_another_request_solver_or_revision_or_a_damaged_file_starts_afresh(
     whole: dict[str, str], tiny_models: Models, picture: Path, tmp_path: Path
 ) -> None:
-    asked, other = request(), request(guidance_scale=3.0)
+    asked = request()
+    others = {"request": request(guidance_scale=3.0), "solver": request(solver="euler")}
+    revised = replace(tiny_models, revision="another")
 
     def after_one(event: render.Event) -> bool:
         return isinstance(event, render.Section) and event.section == 1
@@ -173,9 +176,10 @@ def test_another_request_or_a_damaged_file_starts_afresh(
     def cut(file: Path) -> None:
         file.write_bytes(file.read_bytes()[:-100])
 
-    for name, begun in (("other", other), ("damaged", asked)):
+    for name in ("request", "solver", "revision", "damaged"):
         scratch = tmp_path / name
-        stop(begun, tiny_models, picture, scratch, after_one)
+        models = revised if name == "revision" else tiny_models
+        stop(others.get(name, asked), models, picture, scratch, after_one)
         if name == "damaged":
             cut(scratch / checkpoint.CHECKPOINT)
         (started, *_), finished = finish(asked, tiny_models, picture, scratch)

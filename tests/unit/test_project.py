@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from pydantic_core import PydanticUndefined
 
 from framepack_daemon.aliases import ALIASES, NOT_YET
 from framepack_daemon.job import JobFile, Role, Run, State
@@ -47,17 +48,22 @@ def test_the_page_of_the_sidecar_has_the_range_of_every_field(name: str) -> None
         assert f"{schema['minimum']:g} to {schema['maximum']:g}" in value
     if "multipleOf" in schema:
         assert f"by {schema['multipleOf']}" in value
-    if "maxLength" in schema and name != "last_image":
+    if "maxLength" in schema and name not in ("last_image", "continue_from"):
         assert f"{schema['maxLength']:,} characters" in value
     for choice in schema.get("enum", [schema["const"]] if "const" in schema else []):
         assert f"`{choice}`" in value
 
 
-@pytest.mark.parametrize("name", [name for name, field in Request.model_fields.items() if field.default is not None])
+@pytest.mark.parametrize(
+    "name", [name for name, field in Request.model_fields.items() if field.default not in (None, PydanticUndefined)]
+)
 def test_the_page_of_the_sidecar_has_every_default(name: str) -> None:
     default = Request.model_fields[name].default
     if not Request.model_fields[name].is_required():
-        shown = f"{default:g}" if isinstance(default, (int, float)) else default or "empty"
+        if isinstance(default, bool):
+            shown = str(default).lower()
+        else:
+            shown = f"{default:g}" if isinstance(default, (int, float)) else default or "empty"
         assert row_of_the_sidecar(name)[2].strip("`") == shown
 
 

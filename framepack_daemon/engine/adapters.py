@@ -34,7 +34,6 @@ def use(models: Models, files: Sequence[LoraFile]) -> None:
 
     Raises:
         LoraError: a file is damaged, no LoRA, or made for another model; the transformer is then without any.
-        OSError: a file cannot be read.
     """
     transformer = models.transformer
     # The sum is made in this order, which matters for its last bits.

@@ -13,6 +13,7 @@ import json
 import math
 import pickle
 import re
+import struct
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -27,6 +28,11 @@ from framepack_daemon.loras import LoraFile
 from framepack_daemon.printable import printable
 from framepack_daemon.strict_json import shorten
 
+# What the libraries raise for damaged files: seen by damaging some at random.
+_DAMAGE = (
+    *(SafetensorError, RuntimeError, AssertionError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(OSError, struct.error, re.error),
+)
 _GET_AGAIN = "the file is damaged; get it again"
 _OTHER_MODEL = "it was made for another model; LoRAs of FramePack and HunyuanVideo fit"
 _OTHER_KIND = "only plain LoRA is supported, without DoRA, LoHa, LoKr and biases"
@@ -143,7 +149,6 @@ def read(file: LoraFile, known: dict[str, tuple[Layer, ...]]) -> dict[str, Delta
 
     Raises:
         LoraError: the file is damaged, no LoRA, or made for another model; names the first key that is wrong.
-        OSError: the file cannot be read.
     """
     tensors, settings = _load(file)
     found: dict[str, Delta] = {}
@@ -176,17 +181,9 @@ def _load(file: LoraFile) -> tuple[dict[str, torch.Tensor], _Settings]:
     except pickle.UnpicklingError as error:
         problem = "holds more than weights, or is damaged"
         raise _error(file, problem, "convert it to safetensors with the tool that made it") from error
-    except (
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        re.error,
-    ) as error:
-        raise _error(file, f"cannot be opened: {printable(shorten(str(error)))}", _GET_AGAIN) from error
+    except _DAMAGE as error:
+        said = printable(shorten(str(error))) or type(error).__name__
+        raise _error(file, f"cannot be opened: {said}", _GET_AGAIN) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise _error(file, "is not a table of tensors", _OTHER_KIND)
     return {str(key): loaded[key] for key in sorted(loaded, key=str)}, _Settings()

@@ -374,10 +374,10 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def half_a_pickle(path: Path) -> None:
-    STYLES["pickle"](path)
+def half_a_pickle(path: Path, *, zipped: bool = True) -> None:
     pickled = path.with_suffix(".pt")
-    pickled.write_bytes(pickled.read_bytes()[:2000])
+    torch.save(flat("lora_unet_", fused_pairs()), pickled, _use_new_zipfile_serialization=zipped)
+    pickled.write_bytes(pickled.read_bytes()[:-2000])
 
 
 class Harmful:
@@ -400,6 +400,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "cannot be opened: ",
     ),
     "half a pickle": (half_a_pickle, "cannot be opened: "),
+    "half a pickle of old": (lambda path: half_a_pickle(path, zipped=False), "cannot be opened: "),
     "an empty pickle": (lambda path: path.with_suffix(".pt").touch(), "cannot be opened: "),
     "a text": (lambda path: path.with_suffix(".pt").write_text("<html>404</html>"), "holds more than weights"),
     "a program": (

@@ -30,6 +30,8 @@ class Loader:
         device: str,
         setting: str = "auto",
         preservation: float = 0.0,
+        *,
+        room: memory.Room | None = None,
         say: Callable[..., None] = lambda event, **fields: None,  # noqa: ARG005
     ) -> None:
         self._models_dir = models_dir
@@ -37,7 +39,7 @@ class Loader:
         self._setting = setting  # "auto", or a plan
         self._preservation = preservation  # GiB
         self._say = say  # is told `loading` and `loaded`
-        self._room: memory.Room | None = None
+        self._room = room  # of the device; measured before the first load where it is not given
         self._too_much: str | None = None  # the lowest plan that did not load
         self.models: Models | None = None  # those that are loaded
 
@@ -49,15 +51,8 @@ class Loader:
             DeviceError: there is no such device.
             OutOfMemoryError: not even the lowest plan can be loaded.
         """
-        room = self._measured()
-        preservation = self._preservation
-        if request is not None and request.gpu_memory_preservation is not None:
-            preservation = request.gpu_memory_preservation
-        memory.limit(torch.device(self._device), room, preservation)
-        pixels = _pixels(request)
         while True:
-            bound = max(filter(None, (below, self._too_much)), key=memory.PLANS.index, default=None)
-            plan = memory.choose(self._setting, room, preservation, model=model, pixels=pixels, below=bound)
+            plan = self.plan(model, request, below)
             try:
                 return self._loaded(model, plan)
             except OutOfMemoryError:
@@ -65,10 +60,16 @@ class Loader:
                     raise
                 self._too_much = plan
 
-    def _measured(self) -> memory.Room:
+    def plan(self, model: str, request: Request | None = None, below: str | None = None) -> str:
+        """The plan that `load` takes; from here on the process takes no more of the device than `request` allows."""
         if self._room is None:
             self._room = memory.room(models.usable(self._device))
-        return self._room
+        preservation = self._preservation
+        if request is not None and request.gpu_memory_preservation is not None:
+            preservation = request.gpu_memory_preservation
+        memory.limit(torch.device(self._device), self._room, preservation)
+        bound = max(filter(None, (below, self._too_much)), key=memory.PLANS.index, default=None)
+        return memory.choose(self._setting, self._room, preservation, model=model, pixels=_pixels(request), below=bound)
 
     def _loaded(self, model: str, plan: str) -> Models:
         """The models under that plan; any others are let go first, so that both never have to fit."""

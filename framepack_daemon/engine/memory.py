@@ -80,9 +80,35 @@ def room(device: torch.device) -> Room:
 
 
 def _free_host_gib() -> float:
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return int(kibibytes) * 1024 / GIB
+    return _field("/proc/meminfo", "MemAvailable")
+
+
+def _field(file: str, name: str) -> float:
+    """GiB of a field of the kernel's, which counts in KiB."""
+    lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) * 1024 / GIB
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The most that this process had at once, in bytes."""
+
+    gpu: int  # of torch's allocator; 0 on a CPU
+    host: int  # resident, what is mapped from files included
+
+
+def forget_peaks(device: torch.device) -> None:
+    """Begin to measure anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # a kernel without it leaves the peak since the process began
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peaks(device: torch.device) -> Peaks:
+    """The peaks since they were last forgotten."""
+    host = int(_field("/proc/self/status", "VmHWM") * GIB)
+    return Peaks(torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0, host)
 
 
 def lower(plan: str) -> str | None:

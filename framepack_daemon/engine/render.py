@@ -7,7 +7,6 @@ ends in the same frames. Everything it writes lies in `scratch`. Knows nothing o
 
 from __future__ import annotations
 
-import resource
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -53,7 +52,6 @@ FINISHED = "finished.json"
 STEP_PICTURE = "step.jpg"
 ANIMATIONS = {"webp": "animation.webp", "gif": "animation.gif"}
 STEP_PICTURE_SECONDS = 1.0  # between two of them
-KIBIBYTE = 1024
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,7 @@ def render(request: Request, models: Models, sources: Sources, scratch: Path) ->
     """
     if request.seed < 0:
         raise ValueError("the seed must be drawn before rendering")
+    memory.forget_peaks(models.device)
     rendering = _Rendering(request, models, sources, scratch)
     finished = rendering.found()
     if finished is not None:
@@ -172,8 +171,6 @@ class _Rendering:
 
     def run(self) -> Iterator[Event]:
         """Everything from the first step that is not done yet."""
-        if self.models.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.models.device)
         with self._timed("encode"):
             told, before = self._prepare()
             encoders.require(self.request.codec, told.width, told.height)  # a section later it would be too late
@@ -360,7 +357,7 @@ class _Rendering:
         return self._finished(facts, dict(self.timings))
 
     def _finished(self, facts: VideoFacts, timings: dict[str, float]) -> Finished:
-        on_gpu = self.models.device.type == "cuda"
+        peaks = memory.peaks(self.models.device)
         return Finished(
             video=self.scratch / VIDEO,
             poster=self.scratch / POSTER,
@@ -368,8 +365,8 @@ class _Rendering:
             latents=self.latents,
             facts=facts,
             timings=timings,
-            peak_gpu_bytes=torch.cuda.max_memory_allocated(self.models.device) if on_gpu else 0,
-            peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTE,
+            peak_gpu_bytes=peaks.gpu,
+            peak_host_bytes=peaks.host,
             resumed_from=self.resumed_from,
         )
 

@@ -155,6 +155,36 @@ def test_models_are_loaded_anew_only_for_another_plan_and_a_bound_is_its_jobs_ow
     assert said == [(event, plan) for plan in ("resident", "minimal", "resident") for event in ("loading", "loaded")]
 
 
+@pytest.mark.parametrize(
+    ("fields", "plan"),
+    [
+        ({}, "resident"),
+        ({"gpu_memory_preservation": 6.0}, "balanced"),
+        ({"gpu_memory_preservation": 45.0}, "minimal"),
+        ({"resolution": 640}, "resident"),
+        ({"resolution": 960}, "resident"),
+        ({"width": 2048, "height": 2048}, "low"),
+    ],
+)
+def test_a_plan_follows_from_the_size_of_a_job_and_what_it_leaves_free(
+    fields: dict[str, Any], plan: str, tmp_path: Path
+) -> None:
+    loader = Loader(tmp_path, "cpu", "auto", 1.0, room=memory.Room(total=47.5, free=47.3, is_gpu=True))
+    assert loader.plan("framepack-i2v", build({"prompt": "waves", **fields})) == plan
+
+
+def test_the_peaks_of_one_job_are_not_those_of_the_job_before() -> None:
+    device = torch.device("cpu")
+    memory.forget_peaks(device)
+    before = memory.peaks(device).host
+    hoard = bytearray(b"1") * (256 * 2**20)
+    assert memory.peaks(device).host - before > len(hoard) / 2
+    del hoard
+    memory.forget_peaks(device)
+    assert memory.peaks(device).host - before < 128 * 2**20
+    assert memory.peaks(device).gpu == 0
+
+
 LOADING = """
 import resource, sys
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -108,6 +109,13 @@ def test_whole_frames_are_decoded_where_they_fit_the_whole_device(
     plan: str, pixels: int, size: int, *, tiled: bool
 ) -> None:
     assert memory.tiles(plan, pixels, CARDS[size]) == tiled
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_page_on_memory_says_what_a_plan_needs(plan: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/memory.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{plan}`"))
+    assert f"| {memory.needed(plan, memory.NOMINAL_PIXELS, total=0):.0f} GiB |" in row
 
 
 def test_a_job_that_is_decoded_whole_was_reckoned_so() -> None:

@@ -16,6 +16,7 @@ from framepack_daemon.media import video
 
 FRAMES = 3600  # 120 seconds
 SECTIONS = 100
+HEIGHT = 112  # the smallest at which torch decodes the tiny model's frames in its fast way: half the time of 64
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
@@ -47,15 +48,15 @@ def require_played(path: Path, folder: Path) -> int:
         assert shown["time"] == pytest.approx(place / 30, abs=1e-3)
         away = np.abs(frames - luma(shown["pixels"])).mean(axis=(1, 2))
         assert away[place] < 4, f"frame {place} looks different"
-        assert away[place] <= away.min() + 0.1, f"frame {int(away.argmin())} is shown for {place}"
+        assert away[place] <= away.min() + 0.5, f"frame {int(away.argmin())} is shown for {place}"
     return count
 
 
 @pytest.mark.timeout(1500)
 def test_a_video_of_two_minutes_and_its_preview_at_half_time_play(lab: Lab, tmp_path: Path) -> None:
     browser.find()
-    lab.start()
-    lab.drop(frames=FRAMES)
+    lab.start(threads=1)  # the browser has the other one
+    lab.drop(frames=FRAMES, height=HEIGHT)
     job = lab.until(lambda: lab.jobs(State.PROCESSING), "the job to start")[0]
     for section in range(10, SECTIONS // 2 + 10, 10):
         lab.reaches(job, section)

@@ -61,8 +61,8 @@ def _x264(crf: int) -> dict[str, str]:
 
 
 def _x265(crf: int) -> dict[str, str]:
-    # One thread, and no line about its settings in the stream, which would name the build. Blocks of 32 pixels: with its
-    # usual 64, a picture of 64x64, which is a single block then, gave other bits each time (seen with PyAV 18).
+    # One thread, and no line about its settings in the stream, which would name the build. Blocks of 32 pixels: with
+    # the usual 64 a picture of 64x64, which is a single block then, gave other bits each time (seen with PyAV 18).
     single = "ctu=32:pools=none:frame-threads=1:wpp=0:info=0:log-level=error"
     return {"crf": str(crf), "preset": "medium", "x265-params": f"open-gop=0:bframes=0:{single}"}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +27,7 @@ from framepack_daemon.engine import (
     sampler,
 )
 from framepack_daemon.engine.continuation import Ending
+from framepack_daemon.engine.events import Event, Finished, Section, Started, Step
 from framepack_daemon.engine.glimpse import Glimpse
 from framepack_daemon.engine.schedule import Order
 from framepack_daemon.engine.segments import Segments
@@ -52,61 +53,6 @@ FINISHED = "finished.json"
 STEP_PICTURE = "step.jpg"
 ANIMATIONS = {"webp": "animation.webp", "gif": "animation.gif"}
 STEP_PICTURE_SECONDS = 1.0  # between two of them
-
-
-@dataclass(frozen=True)
-class Started:
-    """The texts and pictures are encoded; sampling begins."""
-
-    sections: int
-    steps: int  # of each section
-    width: int  # pixels
-    height: int  # pixels
-    resumed_section: int | None  # counted from 1; None when it starts afresh
-    resumed_step: int  # steps of that section that are done already
-    note: str  # what a person should know about the resumption, or nothing
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step is done."""
-
-    section: int  # counted from 1
-    sections: int
-    step: int  # counted from 1
-    steps: int
-    seconds: float  # that it took
-    preview: bool  # the preview in scratch is new
-    picture: bool  # the picture of the section in scratch is new
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section is sampled and its checkpoint on disk."""
-
-    section: int  # counted from 1
-    sections: int
-    frames_ready: int  # frames of the video that are final
-    seconds: float  # since the section began in this process
-    preview: bool  # the preview in scratch is new
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The video stands in scratch, verified."""
-
-    video: Path
-    poster: Path
-    animation: Path | None  # the small animated picture, where one is wanted
-    latents: Path | None  # what another job needs to continue this one, where that is kept
-    facts: VideoFacts
-    timings: dict[str, float]  # seconds by kind of work, of this process
-    peak_gpu_bytes: int
-    peak_host_bytes: int
-    resumed_from: int | None  # section, counted from 1
-
-
-Event = Started | Step | Section | Finished
 
 
 def render(request: Request, models: Models, sources: Sources, scratch: Path) -> Iterator[Event]:

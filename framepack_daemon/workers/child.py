@@ -23,8 +23,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from framepack_daemon import atomic, loras
 from framepack_daemon.engine import memory, provenance
+from framepack_daemon.engine.events import Event, Finished, Section, Started, Step
 from framepack_daemon.engine.loader import Loader
-from framepack_daemon.engine.render import Event, Finished, Section, Started, Step, render
+from framepack_daemon.engine.render import render
 from framepack_daemon.engine.sources import Sources
 from framepack_daemon.errors import FramepackError, OutOfMemoryError
 from framepack_daemon.request import Request, build

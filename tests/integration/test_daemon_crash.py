@@ -14,6 +14,7 @@ import pytest
 from framepack_daemon.job import State
 
 THREE_SECTIONS = {"frames": 100, "num_inference_steps": 4}
+PUBLISHED = {".mp4", ".poster.jpg", ".status.json"}  # what is in outputs of a job that is done
 MAX_OPERATIONS = 60  # of publishing; the walk ends where there are no more
 
 
@@ -104,8 +105,7 @@ def test_a_kill_at_each_step_of_publishing_renders_nothing_twice(lab) -> None:
         lab.ended("beach")
         assert lab.stop() == 0
         assert (lab.frames(job) == first).all()
-        assert [path.name for path in lab.outputs.glob("*.mp4")] == [f"{job}.mp4"]
-        assert not [path for path in lab.outputs.iterdir() if path.name.startswith(".")]
+        assert {path.name.removeprefix(job) for path in lab.outputs.iterdir()} == PUBLISHED
         assert not lab.events("job_claimed"), "it was rendered again"
         if finished:
             break
@@ -114,11 +114,13 @@ def test_a_kill_at_each_step_of_publishing_renders_nothing_twice(lab) -> None:
 
 
 def _unpublish(lab, job: str) -> None:
-    """Bring a done job back to the moment after its outcome was written: the video in scratch only."""
+    """Bring a done job back to the moment after its outcome was written: video in scratch only, previews in outputs."""
     scratch = lab.work / job
     scratch.mkdir(parents=True)
     (lab.outputs / f"{job}.mp4").rename(scratch / "video.mp4")
     (lab.outputs / f"{job}.poster.jpg").rename(scratch / "poster.jpg")
+    for name in ("preview.mp4", "step.jpg", "partial.mp4"):
+        (lab.outputs / f"{job}.{name}").write_bytes(b"of while it ran")
     lab.queue.move(job, State.DONE, State.PROCESSING)
 
 

@@ -181,6 +181,8 @@ def test_a_copy_that_is_done_when_the_job_is_over_is_called_by_how_it_ended(
     go_on.set()
     bench.previews.close()
     assert outputs(bench, job) - {".step.jpg"} == left
+    (shown,) = (bench.outputs / f"{job}{suffix}" for suffix in left)
+    assert shown.read_bytes() == (VIDEO if ending == "published" else b"one section")
     if ending != "interrupted":
         assert ".step.jpg" not in outputs(bench, job)
 

@@ -54,12 +54,14 @@ def test_the_last_frame_is_found_and_shown_in_true_colour(whole: Path) -> None:
 def test_half_a_video_is_incomplete(whole: Path, tmp_path: Path, cut: float, *, fill: bool) -> None:
     data = whole.read_bytes()
     kept = int(len(data) * cut)
-    if whole.name == "live.webm" and kept > containers.HEAD_BYTES and not (fill and len(data) - kept > 600):
-        pytest.skip("a live recording does not say where it ends")
     if fill and len(data) - kept < containers.ZERO_TAIL_BYTES:
         kept = len(data) - containers.ZERO_TAIL_BYTES
     torn = tmp_path / "torn"
     torn.write_bytes(data[:kept] + bytes(len(data) - kept if fill else 0))
+    if whole.name == "live.webm" and kept > containers.HEAD_BYTES and not fill:
+        # A live recording does not say where it ends: what is there of it is a video.
+        assert clip.check(torn) == clip.ClipFacts(96, 64)
+        return
     with pytest.raises(ClipIncompleteError) as caught:
         clip.check(torn)
     assert caught.value.hint

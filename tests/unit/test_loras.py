@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from framepack_daemon import loras
 from framepack_daemon.errors import LoraError
 from framepack_daemon.request import Lora
+
+NOBODY = 65534  # a user that owns nothing
 
 
 @pytest.fixture
@@ -107,9 +110,18 @@ def test_a_name_that_can_be_two_files_is_refused(folder: Path) -> None:
     assert refusal("walk", folder) == ("LoRA walk can be any of walk.pt, walk.bin", "write the name with its extension")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_a_file_that_may_not_be_read_is_named(folder: Path) -> None:
-    (folder / "walk.pt").chmod(0)
-    message, hint = refusal("walk.pt", folder)
+def test_a_file_that_may_not_be_read_is_named() -> None:
+    # Beside the tests' own folders, which nobody else may enter.
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        folder.chmod(0o755)
+        (folder / "walk.pt").touch(mode=0)
+        own = os.geteuid()
+        if own == 0:
+            os.seteuid(NOBODY)  # root reads every file
+        try:
+            message, hint = refusal("walk.pt", folder)
+        finally:
+            os.seteuid(own)
     assert message == "LoRA walk.pt cannot be read: Permission denied"
     assert str(folder / "walk.pt") in hint

@@ -141,19 +141,19 @@ def _encoding() -> Finding:
     """Encode one frame, decode it, and say with what."""
     import numpy as np
 
-    from framepack_daemon.media import video
+    from framepack_daemon.media import encoders, video
 
     with tempfile.TemporaryDirectory(prefix="framepack-doctor-") as folder:
         path = Path(folder, "frame.mp4")
         try:
             with video.SegmentWriter(path, 64, 64) as writer:
                 writer.write(np.zeros((1, 64, 64, 3), np.uint8))
-            facts = video.verify(path, frames=1, width=64, height=64)
+            video.verify(path, frames=1, width=64, height=64)
         except FramepackError as error:
             return Finding(
                 Mark.BAD, "encoding", error.message, "reinstall PyAV with x264: pip install --force-reinstall av"
             )
-    return Finding(Mark.OK, "encoding", f"{facts.codec} {facts.pixel_format}, no ffmpeg needed")
+    return Finding(Mark.OK, "encoding", f"{', '.join(encoders.available_codecs())}; no ffmpeg needed")
 
 
 def _folder(name: str, folder: Path) -> Finding:

@@ -44,7 +44,8 @@ _CONFLICT = re.compile(
 )
 # What the daemon itself publishes: a copy of it in a drop folder is never a drop.
 _PUBLISHED = re.compile(
-    rf"-[0-9a-f]{{{ID_DIGITS}}}\.(?:status\.json|poster\.jpg|step\.jpg|preview\.mp4|webp|gif)$", re.IGNORECASE
+    rf"-[0-9a-f]{{{ID_DIGITS}}}\.(?:status\.json|poster\.jpg|step\.jpg|preview\.mp4|partial\.mp4|webp|gif)$",
+    re.IGNORECASE,
 )
 _FOREIGN_FOLDER = re.compile(
     r"^(?:[.@#~$]|lost\+found$|__macosx$|system volume information$|queue$|outputs$|"

@@ -83,6 +83,7 @@ beach
 beach-1f3a9c02d4e5.status.json
 beach-1f3a9c02d4e5.poster.jpg
 beach-1f3a9c02d4e5.preview.mp4
+beach-1f3a9c02d4e5.partial.mp4
 beach-1f3a9c02d4e5.step.jpg
 beach-1f3a9c02d4e5.webp
 beach-1f3a9c02d4e5.gif

@@ -200,7 +200,7 @@ def stream(network: Network, device: torch.device) -> Network:
         use_stream=on_gpu,
         # Without a stream of its own for what has passed, at most two blocks are there at once.
         record_stream=False,
-        # Pinned once, a block travels twice as fast; but pinned memory is lost to everybody else.
+        # Pinned once, a block travels faster; but pinned memory is lost to everybody else.
         low_cpu_mem_usage=on_gpu and _pinned_gib(network) + HOST_RESERVE_GIB > _free_host_gib(),
     )
     return network

@@ -1,9 +1,10 @@
 """What length costs: peak memory of a long video against a short one, and the work for each section at any length.
 
-    python benchmarks/engine.py [--size 64] [--steps 1] [--sampling vanilla]
+    python benchmarks/engine.py [--width 64 --height 112] [--steps 1] [--sampling vanilla]
 
 Each video is rendered with the tiny model in a process of its own, on one thread of the CPU. Memory is what the process
-holds at most while it renders; beside it what it held once the model was loaded, which no length can change.
+holds at most while it renders; beside it what it held once the model was loaded, which no length can change. Work is
+the processor's time, which other programs lengthen less than that of the clock; the parts are by the clock.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from importlib import resources
 from pathlib import Path
+from statistics import mean
 
 KIBIBYTES_PER_MEBIBYTE = 1024
 SHORT_SECONDS, LONG_SECONDS = 10, 120  # 8 and 100 sections
@@ -35,12 +38,16 @@ def render_here(models_dir: Path, image: Path, sidecar: dict[str, object]) -> di
     loaded = models.load("tiny", models_dir)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
-    seconds = []
+    seconds, resident = [], []
+    before_section = time.process_time()
     with tempfile.TemporaryDirectory(prefix="framepack-benchmark-") as folder:
         request = effective(build(sidecar), "tiny")
         for event in render.render(request, loaded, Sources(image), Path(folder)):
             if isinstance(event, render.Section):
-                seconds.append(event.seconds)
+                now = time.process_time()
+                seconds.append(now - before_section)
+                resident.append(memory("VmRSS"))
+                before_section = now
     assert isinstance(event, render.Finished)
     return {
         "loaded": before,
@@ -48,6 +55,7 @@ def render_here(models_dir: Path, image: Path, sidecar: dict[str, object]) -> di
         "sections": len(seconds),
         "frames": event.facts.frames,
         "seconds": seconds,
+        "resident": resident,
         "parts": event.timings,
     }
 
@@ -63,8 +71,8 @@ def measure(arguments: argparse.Namespace, models_dir: Path, **length: float) ->
     sidecar = {
         "prompt": "waves",
         "seed": 1,
-        "width": arguments.size,
-        "height": arguments.size,
+        "width": arguments.width,
+        "height": arguments.height,
         "num_inference_steps": arguments.steps,
         "sampling": arguments.sampling,
         **length,
@@ -88,26 +96,33 @@ def print_memory(short: dict[str, object], long: dict[str, object]) -> None:
 
 
 def print_work(runs: list[dict[str, object]]) -> None:
-    """The table of work for each section; the last tenth shows what grows with what is there already."""
-    print(f"| sections | seconds for each | in the last tenth | {' | '.join(PARTS)} |")
-    print("|---|---|---|" + "---|" * len(PARTS))
+    """The table of work for each section; its last tenth shows what grows with what is there already."""
+    parts = " | ".join(f"{part}, s" for part in PARTS)
+    print(f"| sections | CPU s for each | in the last tenth | MiB held then | {parts} |")
+    print("|---|---|---|---|" + "---|" * len(PARTS))
     for found in runs:
-        seconds, count = found["seconds"], found["sections"]
-        last = seconds[-max(count // 10, 1) :]
-        parts = " | ".join(f"{found['parts'].get(part, 0) / count:.3f}" for part in PARTS)
-        print(f"| {count} | {sum(seconds) / count:.3f} | {sum(last) / len(last):.3f} | {parts} |")
+        count = found["sections"]
+        last = slice(-max(count // 10, 1), None)
+        spent = " | ".join(f"{found['parts'].get(part, 0) / count:.3f}" for part in PARTS)
+        late, held = mean(found["seconds"][last]), mean(found["resident"][last])
+        print(f"| {count} | {mean(found['seconds']):.3f} | {late:.3f} | {held:.0f} | {spent} |")
 
 
 def main() -> None:
     """Measure and print tables."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=64, help="pixels of each side")
+    parser.add_argument("--width", type=int, default=64, help="pixels")
+    parser.add_argument("--height", type=int, default=112, help="pixels")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--sampling", default="inverted_anti_drifting")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="framepack-benchmark-") as folder:
         models_dir = Path(folder)
-        subprocess.run([sys.executable, "-m", "framepack_daemon.engine.tiny", str(models_dir / "tiny")], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "framepack_daemon.engine.tiny", str(models_dir / "tiny")],
+            check=True,
+            stderr=subprocess.DEVNULL,
+        )
         short = measure(arguments, models_dir, seconds=SHORT_SECONDS)
         runs = [measure(arguments, models_dir, frames=FRAMES_PER_SECTION * sections + 1) for sections in SECTIONS]
         long = measure(arguments, models_dir, seconds=LONG_SECONDS)

@@ -47,7 +47,7 @@ def request(**more: Any) -> Request:
         "seed": 11,
         "num_inference_steps": STEPS,
         "width": 64,
-        "height": 64,
+        "height": 112,
     }
     return effective(build(fields | more), "tiny")
 

@@ -96,7 +96,7 @@ def make(folder: Path, image: Path, last_image: Path, lora_dir: Path) -> dict[st
         "seed": 11,
         "num_inference_steps": 4,
         "width": 64,
-        "height": 64,
+        "height": 112,
         "keep_latents": True,
     }
     jobs = {}

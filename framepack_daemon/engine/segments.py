@@ -101,7 +101,7 @@ class Segments:
         self._write(last, edge)
         ready = [self.path(done) for done in self._order.video_order if done <= section and self.frames(done)]
         parts = [last, *ready] if self._order.backwards else [*ready, last]
-        video.join(parts, self._scratch / PREVIEW, {})
+        video.join(parts, self._scratch / PREVIEW, {}, durable=False)
         last.unlink()
         self._preview_is_new = True
 

@@ -20,7 +20,8 @@ from framepack_daemon.job import State
 from framepack_daemon.spool.queue import Queue
 
 PATIENCE_SECONDS = 180.0
-QUICK = {"prompt": "waves", "width": 64, "height": 64, "frames": 20, "num_inference_steps": 1, "seed": 7}
+# 112 pixels high: the smallest at which torch decodes the tiny model's frames in its fast way, in half the time of 64.
+QUICK = {"prompt": "waves", "width": 64, "height": 112, "frames": 20, "num_inference_steps": 1, "seed": 7}
 
 
 class Lab:

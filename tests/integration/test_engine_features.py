@@ -39,7 +39,7 @@ def request(sections: int = 1, **more: Any) -> Request:
         "seed": 11,
         "num_inference_steps": 1,
         "width": 64,
-        "height": 64,
+        "height": 112,
     }
     return effective(build(fields | more), "tiny")
 
@@ -90,7 +90,7 @@ def test_every_number_of_sections_gives_every_frame_at_its_place(
 ) -> None:
     run = Recorded(request(sections, sampling=sampling, crf=1), tiny_models, Sources(picture), tmp_path)
     frames = 36 * sections + 1
-    assert run.frames.shape == (frames, 64, 64, 3)
+    assert run.frames.shape == (frames, 112, 64, 3)
     assert (run.finished.facts.frames, run.finished.facts.seconds) == (frames, frames / 30)
     assert error(rgb(run.finished.video), run.frames) < 4
     neighbours = error(run.frames[1:], run.frames[:-1])
@@ -178,7 +178,7 @@ def test_the_cache_of_encodings_is_bounded() -> None:
 def test_a_continuation_is_what_a_longer_video_would_have_been(
     tiny_models: Models, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noises = [torch.randn(1, 16, 9, 8, 8, generator=torch.Generator().manual_seed(number)) for number in range(3)]
+    noises = [torch.randn(1, 16, 9, 14, 8, generator=torch.Generator().manual_seed(number)) for number in range(3)]
 
     def of_sections(first: int) -> None:
         following = iter(noises[first:])
@@ -229,7 +229,7 @@ def test_kept_latents_survive_a_stop_between_sections(tiny_models: Models, pictu
 def test_latents_of_another_size_or_of_nothing_are_refused(tiny_models: Models, picture: Path, tmp_path: Path) -> None:
     kept = Recorded(request(keep_latents=True), tiny_models, Sources(picture), tmp_path / "kept").finished
     wide = request(continue_from="x", width=128)
-    with pytest.raises(ContinuationError, match="64x64 pixels, and this one 128x64"):
+    with pytest.raises(ContinuationError, match="64x112 pixels, and this one 128x112"):
         Recorded(wide, tiny_models, Sources(picture, latents=kept.latents), tmp_path / "wide")
     kept.latents.write_bytes(b"nothing")
     with pytest.raises(ContinuationError, match="does not hold the end of a video"):
@@ -274,14 +274,14 @@ def test_a_video_of_one_section_has_no_preview(tiny_models: Models, picture: Pat
 
 
 def test_a_glimpse_shows_the_picture_that_the_latents_are_of(tiny_models: Models, picture: Path) -> None:
-    image = conditioning.fit(pictures.load(picture), 64, 96)
+    image = conditioning.fit(pictures.load(picture), 112, 96)
     told = conditioning.prepare(request(width=96), tiny_models, image, None)
     target = picture.with_name("step.jpg")
     Glimpse(image, told.image_latents).write(told.image_latents.expand(-1, -1, 2, -1, -1), target)
     with Image.open(target) as strip:
-        assert strip.size == (2 * 96 * 128 // 64, 128)
-        shown = np.asarray(strip.resize((2 * 12, 8), Image.Resampling.BOX))
-    small = np.asarray(image.resize((12, 8), Image.Resampling.BOX))
+        assert strip.size == (2 * 12 * 128 // 14, 128)
+        shown = np.asarray(strip.resize((2 * 12, 14), Image.Resampling.BOX))
+    small = np.asarray(image.resize((12, 14), Image.Resampling.BOX))
     blank = np.broadcast_to(small.mean(axis=(0, 1)), small.shape)
     for half in (shown[:, :12], shown[:, 12:]):
         assert error(half, small) < error(blank, small) / 2

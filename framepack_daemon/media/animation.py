@@ -39,6 +39,9 @@ def write_animation(video: Path, target: Path) -> None:
         milliseconds = stream.frames * 1000 / VIDEO_FPS
     if not pictures:
         raise VideoError(f"{video.name} has no frames", hint="write it anew")
+    if target.suffix == ".gif":
+        # Pillow's own way to choose 256 colours takes 100 times as long, and is 1 dB nearer to the picture.
+        pictures = [picture.quantize(method=Image.Quantize.FASTOCTREE) for picture in pictures]
     shown = round(milliseconds / len(pictures))
     with mp4.appears(target) as part:
         pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=shown, loop=0, **options)

@@ -73,7 +73,7 @@ def main() -> None:
     hits, scratches = 0, [new("0")]
     while hits < int(kills):
         child = fork(request, loaded, picture, scratches[-1])
-        if attempt(child, numbers.uniform(0, 1.6 * section_seconds)):
+        if attempt(child, numbers.uniform(0, 2.2 * section_seconds)):
             hits += 1
         else:
             scratches.append(new(str(len(scratches))))

@@ -19,6 +19,7 @@ from types import FrameType
 import structlog
 
 from framepack_daemon import atomic
+from framepack_daemon.endings import Endings
 from framepack_daemon.errors import EXIT_DONE
 from framepack_daemon.job import State
 from framepack_daemon.lifecycle import Lifecycle
@@ -60,8 +61,9 @@ class Daemon:
             queue, door, writer, previews, settings.outputs, settings.work_dir, settings.settle_seconds
         )
         publisher = Publisher(queue, settings.outputs, settings.work_dir, writer, previews)
+        self._endings = Endings(queue, self._keeper, publisher, writer, previews, settings.work_dir)
         self._lifecycle = Lifecycle(
-            queue, self._keeper, publisher, writer, previews, settings.work_dir, settings.max_attempts
+            queue, self._keeper, self._endings, writer, previews, settings.work_dir, settings.max_attempts
         )
         self._workers = [self._make_worker(device) for device in devices(settings.device)]
         self._intake = Intake(
@@ -143,7 +145,7 @@ class Daemon:
             worker.ensure_started()
             if worker.phase is Phase.IDLE:
                 self._lifecycle.start_next(worker, self._workers)
-        self._lifecycle.publish_waiting()
+        self._endings.settle()
         self._lifecycle.write_progress()
 
     def _wait(self, seconds: float) -> None:
@@ -175,7 +177,7 @@ class Daemon:
             self._hear()
         for worker in self._workers:
             worker.close()
-        self._lifecycle.publish_waiting()
+        self._endings.settle()
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
-"""What becomes of a job from the claim to its end: the decisions between a worker's messages and the folders.
+"""What becomes of a job from the claim to its outcome: the decisions between a worker's messages and the folders.
 
-Which job runs next, what a failure means for it, when it is published. Every change of state is a rename in the queue;
+Which job runs next, what a failure means for it, when it is rendered. Every change of state is a rename in the queue;
 what is kept here is progress for the status file, and reasons to wait. Knows neither the drop folder nor the engine.
 """
 
@@ -16,19 +16,18 @@ from typing import Any
 import structlog
 
 from framepack_daemon import atomic
-from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run, State, failure, now
+from framepack_daemon.endings import Endings
+from framepack_daemon.job import REQUEST_FILE, Role, Run, State, now
 from framepack_daemon.progress import Running
 from framepack_daemon.spool.capture import signature
 from framepack_daemon.spool.keeper import Keeper
 from framepack_daemon.spool.previews import PREVIEW, STEP, Previews
-from framepack_daemon.spool.publish import LostVideoError, Publisher
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
 from framepack_daemon.spool.watch import folder_identity
 from framepack_daemon.workers.channel import Message
 from framepack_daemon.workers.pool import Worker
 
-RETRY_SECONDS = 5.0  # between two attempts to publish into a folder that cannot be written
 STORAGE_SECONDS = 10.0  # without a start after scratch could not be written
 MODEL_SECONDS = 30.0  # between two attempts to load weights that are missing
 BREAKER_JOBS = 5  # different jobs in a row that made their worker fail: then it is not the jobs
@@ -46,13 +45,12 @@ class Lifecycle:
 
     queue: Queue
     keeper: Keeper
-    publisher: Publisher
+    endings: Endings
     writer: StatusWriter
     previews: Previews
     work_dir: Path
     max_attempts: int
     _running: dict[str, Running] = field(default_factory=dict)
-    _ending: dict[str, float] = field(default_factory=dict)  # jobs with an outcome, and when to try to end them
     _held_models: dict[str, tuple[float, str]] = field(default_factory=dict)  # until when (monotonic), and why
     _told: set[str] = field(default_factory=set)  # jobs whose status says why they wait
     _failing: dict[str, None] = field(default_factory=dict)  # jobs that failed in a row, by machine faults
@@ -61,7 +59,7 @@ class Lifecycle:
 
     def held(self, workers: Iterable[Worker]) -> frozenset[str]:
         """The jobs that are in our hands."""
-        return frozenset(self._ending) | {worker.job for worker in workers if worker.job}
+        return self.endings.jobs | {worker.job for worker in workers if worker.job}
 
     # -- to the workers ------------------------------------------------------------------------------------------------
 
@@ -217,12 +215,10 @@ class Lifecycle:
         run = self.queue.run(State.PROCESSING, job)
         result = {key: message[key] for key in ("video", "timings", "device", "memory", "model", "versions")}
         try:
-            self.publisher.record(job, result | {"attempt": run.attempts if run else None})
+            self.endings.complete(job, result | {"attempt": run.attempts if run else None})
         except FileNotFoundError:
             _log.info("job_stopped", job=job, reason="it was moved out of processing")
             self._discard_stopped(job)
-        else:
-            self._ending[job] = 0.0
 
     def _put_back(self, job: str) -> None:
         """A job that was stopped: where it was moved by hand it stays, else it goes back to its place in the queue."""
@@ -288,64 +284,9 @@ class Lifecycle:
             _log.error("model_unavailable", model=model, reason=message["message"], hint=message["hint"])
         self._held_models[model] = time.monotonic() + MODEL_SECONDS, reason
 
-    # -- endings -------------------------------------------------------------------------------------------------------
-
     def _fail(self, job: str, problem: dict[str, Any]) -> None:
         self._too_much.pop(job, None)
-        outcome = failure(problem) | {"traceback": problem.get("traceback")}
-        atomic.write_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE, outcome)
-        self._ending[job] = 0.0
-
-    def _find_endings(self) -> None:
-        """Pick up every job that has an outcome but has not left `processing/`, whoever left it there."""
-        for job in self.queue.names(State.PROCESSING):
-            if self.queue.has_outcome(State.PROCESSING, job):
-                self._ending.setdefault(job, 0.0)
-
-    def publish_waiting(self) -> None:
-        """Bring every job that has an outcome to `done/` or `failed/`, as far as the folders can be written."""
-        self._find_endings()
-        for job in [job for job, when in self._ending.items() if time.monotonic() >= when]:
-            try:
-                self._end(job)
-            except OSError as error:
-                if self._ending[job] == 0.0:
-                    _log.error("publishing_failed", job=job, reason=str(error), retry_seconds=RETRY_SECONDS)
-                    self.writer.amend(job, message=f"is rendered; waits to be published: {error}")
-                self._ending[job] = time.monotonic() + RETRY_SECONDS
-            else:
-                del self._ending[job]
-
-    def _end(self, job: str) -> None:
-        outcome = atomic.read_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE)
-        if outcome is None and self.queue.has_outcome(State.PROCESSING, job):
-            self._render_again(job, "its outcome.json cannot be read")
-        elif outcome is None:
-            _log.info("job_stopped", job=job, reason="it was moved out of processing")
-        elif outcome.get("outcome") == Outcome.COMPLETED:
-            self._publish(job)
-        else:
-            self.previews.keep(job)
-            self.writer.write(job, State.PROCESSING, state=State.FAILED)
-            self.queue.move(job, State.PROCESSING, State.FAILED)
-            self.keeper.moved(job, State.FAILED)
-            atomic.remove_tree(self.work_dir / job)
-            _log.error("job_failed", job=job, reason=outcome.get("message"))
-
-    def _publish(self, job: str) -> None:
-        started = time.monotonic()
-        try:
-            name = self.publisher.finish(job)
-        except LostVideoError as error:
-            self._render_again(job, error.message)
-        else:
-            self.keeper.moved(job, State.DONE)
-            _log.info("job_done", job=job, video=name, publish_seconds=round(time.monotonic() - started, 3))
-
-    def _render_again(self, job: str, reason: str) -> None:
-        """Let a job whose video is nowhere wait once more; the keeper sets its outcome aside."""
-        _log.error("video_lost", job=job, reason=reason)
-        self.queue.move(job, State.PROCESSING, State.PENDING)
+        self.endings.fail(job, problem)
 
 
 def _is_unchanged(run: Run, folder: Path) -> bool:

@@ -140,10 +140,6 @@ class Child:
                     },
                     "model": {"name": models.name, "revision": models.revision},
                     "versions": provenance.versions(),
-                    "files": {
-                        "latents": event.latents is not None,
-                        "animation": event.animation.name if event.animation else None,
-                    },
                 }
         names = {Started: "started", Step: "step", Section: "section", Finished: "rendered"}
         self._channel.send(names[type(event)], job=job, **fields)

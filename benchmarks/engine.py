@@ -4,12 +4,15 @@
 
 Each video is rendered with the tiny model in a process of its own, on one thread of the CPU. Memory is what the process
 holds at most while it renders; beside it what it held once the model was loaded, which no length can change. Work is
-the processor's time, which other programs lengthen less than that of the clock; the parts are by the clock.
+the processor's time, which other programs lengthen less than that of the clock; the parts are by the clock. The peak
+of one video differs from run to run by some 10 %, by how encoding and decoding fall together; what is held between
+sections, in the second table, differs by a few MiB.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -46,6 +49,7 @@ def render_here(models_dir: Path, image: Path, sidecar: dict[str, object]) -> di
             if isinstance(event, render.Section):
                 now = time.process_time()
                 seconds.append(now - before_section)
+                ctypes.CDLL(None).malloc_trim(0)  # what is freed is not held
                 resident.append(memory("VmRSS"))
                 before_section = now
     assert isinstance(event, render.Finished)

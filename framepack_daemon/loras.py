@@ -16,7 +16,7 @@ from pathlib import Path
 
 from framepack_daemon.errors import LoraError
 from framepack_daemon.printable import printable
-from framepack_daemon.request import Lora
+from framepack_daemon.request_parts import Lora
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 

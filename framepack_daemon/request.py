@@ -13,10 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
-    StringConstraints,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -27,16 +25,25 @@ from pydantic import (
 from framepack_daemon.aliases import canonical, spelled
 from framepack_daemon.errors import RequestError
 from framepack_daemon.refusals import ONE_TEXT, TIMED_TEXTS, explain
+from framepack_daemon.request_parts import (
+    MAX_NAME_CHARACTERS,
+    MAX_SECONDS,
+    STRICT,
+    Lora,
+    Prompt,
+    TimedText,
+    bare_name,
+    no_nul,
+    not_blank,
+)
 
 FPS = 30  # frames per second of every video
 LATENT_WINDOW = 9  # latent frames that one section samples
 FRAMES_PER_SECTION = LATENT_WINDOW * 4  # 36: the VAE makes four frames of each latent frame
-MAX_SECONDS = 120.0
 MAX_FRAMES = 3601  # 36 * 100 sections + 1
 MAX_SEED = 2**63 - 1
 DRAWN_SEEDS = 2**31  # drawn seeds stay below, so that every tool and language can hold them
 MAX_TAKES = 100  # jobs that one drop can make
-MAX_NAME_CHARACTERS = 255
 
 Sampling = Literal["inverted_anti_drifting", "vanilla"]
 ModelName = Literal["framepack-i2v", "framepack-f1", "tiny"]
@@ -51,53 +58,6 @@ NATIVE_SAMPLING: dict[str, Sampling] = {
 # The bucket size of requests that name none; the tiny model renders on CPUs.
 RESOLUTIONS = {"framepack-i2v": 640, "framepack-f1": 640, "tiny": 320}
 
-_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-_Prompt = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
-
-
-def _no_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("has a NUL character in it; remove it")
-    return value
-
-
-def _not_blank(value: str) -> str:
-    if not _no_nul(value).strip():
-        raise ValueError("is blank; say what happens in the video")
-    return value
-
-
-def _bare(value: str, use: str) -> str:
-    """`value` if it is the name of a file without a folder; the message says what to `use` instead."""
-    if "/" in _no_nul(value) or "\\" in value or value.startswith(("~", ".")):
-        raise ValueError(f"must be the bare name of a file, without a folder; {use}")
-    return value
-
-
-class TimedText(BaseModel):
-    """A text, and from when on it says what happens."""
-
-    model_config = _STRICT
-
-    at: float = Field(ge=0.0, le=MAX_SECONDS, description="Seconds from the video's beginning.")
-    text: _Prompt = Field(description="What happens from then on.")
-
-    _check = field_validator("text")(_not_blank)
-
-
-class Lora(BaseModel):
-    """A LoRA and how strongly it acts."""
-
-    model_config = _STRICT
-
-    name: str = Field(min_length=1, max_length=MAX_NAME_CHARACTERS, description="Name of a file in loras_dir.")
-    scale: float = Field(1.0, ge=-10.0, le=10.0, description="How strongly it acts; 0 is not at all.")
-
-    @field_validator("name")
-    @classmethod
-    def _bare_name(cls, value: str) -> str:
-        return _bare(value, "put the file into loras_dir and write its name")
-
 
 def _kind_of_prompt(value: Any) -> str:
     return TIMED_TEXTS if isinstance(value, list) else ONE_TEXT
@@ -106,10 +66,10 @@ def _kind_of_prompt(value: Any) -> str:
 class Request(BaseModel):
     """What one job renders; the schema of a sidecar."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     prompt: Annotated[
-        Annotated[_Prompt, Tag(ONE_TEXT)]
+        Annotated[Prompt, Tag(ONE_TEXT)]
         | Annotated[list[TimedText], Field(min_length=1, max_length=100), Tag(TIMED_TEXTS)],
         Discriminator(_kind_of_prompt),
     ] = Field(
@@ -142,7 +102,7 @@ class Request(BaseModel):
         "unipc", description="How steps are made: UniPC as the reference does, or Euler as diffusers does."
     )
     reference_rounding: bool = Field(
-        False, description="Round time steps to bfloat16 as the reference does, to compare with it."
+        False, description="Round time steps and latents to bfloat16 as the reference does, to compare with it."
     )
     sampling: Sampling | None = Field(
         None,
@@ -207,13 +167,13 @@ class Request(BaseModel):
     def _whole_seeds(cls, value: Any) -> Any:
         return [cls._whole(seed) for seed in value] if isinstance(value, list) else value
 
-    _check_negative = field_validator("negative_prompt")(_no_nul)
+    _check_negative = field_validator("negative_prompt")(no_nul)
 
     @field_validator("prompt")
     @classmethod
     def _timed(cls, value: str | list[TimedText]) -> str | list[TimedText]:
         if isinstance(value, str):
-            return _not_blank(value)
+            return not_blank(value)
         times = [part.at for part in value]
         if times[0] != 0:
             raise ValueError(f"the first text holds from {times[0]:g} s on; set its at to 0")
@@ -243,7 +203,7 @@ class Request(BaseModel):
             "last_image": "put it beside the picture and use beach.last.jpg",
             "continue_from": "put the video beside the sidecar, or write the id of a job",
         }
-        return value if value is None else _bare(value, use[str(info.field_name)])
+        return value if value is None else bare_name(value, use[str(info.field_name)])
 
     @model_validator(mode="after")
     def _together(self) -> Request:

@@ -21,7 +21,7 @@ from framepack_daemon import loras
 from framepack_daemon.engine import adapters, lora_weights, models
 from framepack_daemon.errors import LoraError
 from framepack_daemon.loras import LoraFile
-from framepack_daemon.request import Lora
+from framepack_daemon.request_parts import Lora
 
 WIDTH, INNER, RANK, ALPHA = 64, 128, 4, 2.0  # the tiny transformer's width and that inside its feed-forward layers
 QKV = ("attn.to_q", "attn.to_k", "attn.to_v")

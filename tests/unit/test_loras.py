@@ -11,7 +11,7 @@ import pytest
 
 from framepack_daemon import loras
 from framepack_daemon.errors import LoraError
-from framepack_daemon.request import Lora
+from framepack_daemon.request_parts import Lora
 
 NOBODY = 65534  # a user that owns nothing
 

@@ -6,6 +6,7 @@ the user's own word. Knows neither types nor ranges.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from framepack_daemon.errors import RequestError
@@ -33,7 +34,8 @@ ALIASED_VALUES: dict[str, dict[Any, Any]] = {
 # Fields of the design that this version does not act on: an honest refusal beats a setting without effect.
 NOT_YET = {"notify": "notification"}
 
-_ONE_LORA = ("lora_path", "lora_scale")  # two fields of the original that are one of ours
+# Two fields of the original that are one of ours, and what they hold.
+_ONE_LORA = {"lora_path": "The name of the one file in loras.", "lora_scale": "The scale of the one file in loras."}
 _NO_LORA = ("", "none", "None")  # what the original's form sends without a LoRA
 
 
@@ -68,3 +70,12 @@ def _one_lora(fields: dict[str, Any]) -> dict[str, Any]:
 def spelled(sidecar: dict[str, Any]) -> dict[str, str]:
     """How the user wrote our names."""
     return {ALIASES[key]: key for key in sidecar if key in ALIASES and key != "lora_scale"}
+
+
+def describe(alias: str) -> str:
+    """What one of the original's names stands for, in a sentence."""
+    if alias in _ONE_LORA:
+        return _ONE_LORA[alias]
+    values = ALIASED_VALUES.get(alias, {})
+    words = ", ".join(f"{json.dumps(theirs)} for {json.dumps(ours)}" for theirs, ours in values.items())
+    return f"Another name of {ALIASES[alias]}" + (f": {words}." if words else ".")

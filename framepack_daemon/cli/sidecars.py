@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from framepack_daemon.aliases import ALIASED_VALUES, ALIASES
+from framepack_daemon.aliases import ALIASES, describe
 from framepack_daemon.cli.context import report, say
 from framepack_daemon.errors import EXIT_DONE, FramepackError, RequestError
 from framepack_daemon.printable import printable
@@ -81,11 +81,6 @@ def _schema() -> dict[str, Any]:
     """`Request`'s schema with the original's names, which a sidecar may use as well."""
     found = Request.model_json_schema()
     found["title"] = "framepack-daemon sidecar"
-    for alias, name in ALIASES.items():
-        values = ALIASED_VALUES.get(alias, {})
-        words = ", ".join(f"{json.dumps(theirs)} for {json.dumps(ours)}" for theirs, ours in values.items())
-        found["properties"][alias] = {
-            "description": f"Another name of {name}" + (f": {words}." if words else "."),
-            "deprecated": True,
-        }
+    for alias in ALIASES:
+        found["properties"][alias] = {"description": describe(alias), "deprecated": True}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}

@@ -40,6 +40,17 @@ def tiny_models(models_dir: Path) -> Models:
     return models.load("tiny", models_dir)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch: networks this small only wait for each other with more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def paint(path: Path, width: int = 96, height: int = 64, shade: int = 0) -> Path:
     """A picture with colours, a gradient and an edge."""
     rows, columns = np.mgrid[0:height, 0:width]

@@ -7,7 +7,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from diffusers.hooks import HookRegistry
 from diffusers.hooks.group_offloading import LazyPrefetchGroupOffloadingHook, apply_group_offloading
 
@@ -22,16 +21,9 @@ if TYPE_CHECKING:
 
     from framepack_daemon.engine.models import Models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS, SECTIONS = 8, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -19,9 +19,10 @@ from framepack_daemon import atomic
 from framepack_daemon.endings import Endings
 from framepack_daemon.job import REQUEST_FILE, Role, Run, State, now
 from framepack_daemon.progress import Running
+from framepack_daemon.scratch import PREVIEW, STEP_PICTURE
 from framepack_daemon.spool.capture import signature
 from framepack_daemon.spool.keeper import Keeper
-from framepack_daemon.spool.previews import PREVIEW, STEP, Previews
+from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
 from framepack_daemon.spool.watch import folder_identity
@@ -195,7 +196,7 @@ class Lifecycle:
                 # It makes headway: what fails from here on counts anew.
                 self.queue.save_run(State.PROCESSING, replace(run, attempts=0))
         running.follow(message)
-        for new, name in (("preview", PREVIEW), ("picture", STEP)):
+        for new, name in (("preview", PREVIEW), ("picture", STEP_PICTURE)):
             if message.get(new):
                 self.previews.offer(running.job, name)
         if event == "started" and message.get("note"):

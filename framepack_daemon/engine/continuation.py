@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from framepack_daemon.engine.models import Models
     from framepack_daemon.engine.schedule import Order
 
-LATENTS = "latents.safetensors"
 CONTEXT_FRAMES = 10  # latent frames that are decoded for the last frame to come out as it did in the video
 
 

@@ -35,6 +35,7 @@ from framepack_daemon.engine.solver import State
 from framepack_daemon.errors import ContinuationError, VideoError
 from framepack_daemon.media import animation, encoders, video
 from framepack_daemon.request import NATIVE_SAMPLING
+from framepack_daemon.scratch import ANIMATIONS, LATENTS, POSTER, STEP_PICTURE, VIDEO
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -47,11 +48,7 @@ if TYPE_CHECKING:
     from framepack_daemon.media.video import VideoFacts
     from framepack_daemon.request import Request
 
-VIDEO = "video.mp4"
-POSTER = "poster.jpg"
 FINISHED = "finished.json"
-STEP_PICTURE = "step.jpg"
-ANIMATIONS = {"webp": "animation.webp", "gif": "animation.gif"}
 STEP_PICTURE_SECONDS = 1.0  # between two of them
 
 
@@ -197,7 +194,7 @@ class _Rendering:
         """Remove all of a job's files from scratch."""
         self.store.clear()
         segments.clear()
-        for name in (FINISHED, VIDEO, POSTER, STEP_PICTURE, continuation.LATENTS, *ANIMATIONS.values()):
+        for name in (FINISHED, VIDEO, POSTER, STEP_PICTURE, LATENTS, *ANIMATIONS.values()):
             (self.scratch / name).unlink(missing_ok=True)
 
     def _rebuild_edge(self, done: int, kept: torch.Tensor, segments: Segments) -> None:
@@ -325,7 +322,7 @@ class _Rendering:
     @property
     def latents(self) -> Path | None:
         """Where the last latents go."""
-        return self.scratch / continuation.LATENTS if self.request.keep_latents else None
+        return self.scratch / LATENTS if self.request.keep_latents else None
 
     @contextmanager
     def _timed(self, work: str) -> Iterator[None]:

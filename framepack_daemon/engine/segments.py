@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from framepack_daemon.engine import decode
 from framepack_daemon.engine.schedule import OVERLAP_FRAMES
 from framepack_daemon.media import video
+from framepack_daemon.scratch import PREVIEW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from framepack_daemon.engine.schedule import Order
     from framepack_daemon.request import Request
 
-PREVIEW = "preview.mp4"
 EDGE = "edge.mp4"  # frames that are encoded for the preview alone
 
 

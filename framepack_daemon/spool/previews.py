@@ -16,12 +16,12 @@ import structlog
 
 from framepack_daemon import atomic
 from framepack_daemon.job import JOB_ID, OUTCOME_FILE, Outcome, State
+from framepack_daemon.scratch import PREVIEW, STEP_PICTURE
 from framepack_daemon.spool.queue import Queue
 
-PREVIEW = "preview.mp4"  # in scratch, as the worker leaves it; behind `<job>.` in outputs
-STEP = "step.jpg"
-PARTIAL = "partial.mp4"  # in outputs: what there was when the job was cancelled or failed
-NAMES = (PREVIEW, STEP, PARTIAL)
+# Behind `<job>.` in outputs, the first two as in scratch.
+PARTIAL = "partial.mp4"  # what there was when the job was cancelled or failed
+NAMES = (PREVIEW, STEP_PICTURE, PARTIAL)
 CLOSE_SECONDS = 5.0  # at the daemon's end, for the copy in work
 
 _log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class Previews:
         return self._outputs / f"{job}.{name}"
 
     def offer(self, job: str, name: str) -> None:
-        """Have the job's file of that name (`PREVIEW`, `STEP`) copied, soon."""
+        """Have the job's file of that name (`PREVIEW`, `STEP_PICTURE`) copied, soon."""
         with self._changed:
             self._waiting[job, name] = None
             self._changed.notify()
@@ -76,7 +76,7 @@ class Previews:
         preview, partial = self.path(job, PREVIEW), self.path(job, PARTIAL)
         try:
             with self._lock:
-                self.path(job, STEP).unlink(missing_ok=True)
+                self.path(job, STEP_PICTURE).unlink(missing_ok=True)
                 with contextlib.suppress(FileNotFoundError):
                     preview.replace(partial)
         except OSError as error:
@@ -85,7 +85,7 @@ class Previews:
 
     def settle(self) -> None:
         """Bring the names of what an earlier daemon left up to date."""
-        for name in (PREVIEW, STEP):
+        for name in (PREVIEW, STEP_PICTURE):
             for path in self._outputs.glob(f"*.{name}"):
                 job = path.name.removesuffix(f".{name}")
                 state = self._queue.state_of(job) if JOB_ID.fullmatch(job) else None
@@ -130,7 +130,7 @@ class Previews:
         if outcome.get("outcome") == Outcome.COMPLETED:
             return None  # its video is being published, or is
         ended = state not in (State.PENDING, State.PROCESSING) or bool(outcome)
-        if ended and name == STEP:
+        if ended and name == STEP_PICTURE:
             return None
         return self.path(job, PARTIAL if ended else name)
 

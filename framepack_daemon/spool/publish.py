@@ -19,13 +19,13 @@ import structlog
 from framepack_daemon import atomic
 from framepack_daemon.errors import VideoError
 from framepack_daemon.job import LATENTS_FILE, OUTCOME_FILE, Outcome, Run, State, now
+from framepack_daemon.scratch import ANIMATIONS, LATENTS, POSTER, VIDEO
 from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
 
-VIDEO_NAME = "video.mp4"  # in scratch, as the worker leaves it
 # Pictures in scratch that go beside the video, and what is put behind `<job>.` there.
-PICTURES = {"poster.jpg": "poster.jpg", "animation.webp": "webp", "animation.gif": "gif"}
+PICTURES = {POSTER: POSTER, **{name: suffix for suffix, name in ANIMATIONS.items()}}
 MAX_NAMES = 1000  # tried when strangers' files have a video's name
 
 _log = structlog.get_logger(__name__)
@@ -93,7 +93,7 @@ class Publisher:
         """Bring what another job needs to continue this one into its directory, where it is kept."""
         for left in folder.glob(f".{LATENTS_FILE}.*.tmp"):
             left.unlink(missing_ok=True)
-        latents = self.work_dir / job / LATENTS_FILE
+        latents = self.work_dir / job / LATENTS
         if latents.exists():
             hidden = folder / atomic.hidden_name(LATENTS_FILE)
             atomic.copy(latents, hidden)
@@ -103,7 +103,7 @@ class Publisher:
     def _publish_video(self, run: Run, sha256: str) -> str:
         """Bring the video under a name that is free or was this job's own; the name."""
         self._remove_leftovers(run.job)
-        source = self.work_dir / run.job / VIDEO_NAME
+        source = self.work_dir / run.job / VIDEO
         for number in range(1, MAX_NAMES):
             target = self.outputs / (f"{run.job}.mp4" if number == 1 else f"{run.job}.{number}.mp4")
             there = _digest(target)

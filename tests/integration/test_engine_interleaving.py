@@ -13,13 +13,15 @@ import torch
 from safetensors.torch import save_file
 
 from framepack_daemon import loras
-from framepack_daemon.engine import cache, continuation, models, render
+from framepack_daemon.engine import cache, models, render
 from framepack_daemon.engine.sources import Sources
 from framepack_daemon.request import Request, build, effective
+from framepack_daemon.scratch import LATENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LORA = "wild.safetensors"
 JOBS: dict[str, dict[str, Any]] = {
@@ -49,7 +51,7 @@ class Job:
         """Render the rest; hashes of the video and of the latents."""
         *_, finished = render.render(self.request, worker, self.sources, self.scratch)
         assert isinstance(finished, render.Finished)
-        latents = (self.scratch / continuation.LATENTS).read_bytes()
+        latents = (self.scratch / LATENTS).read_bytes()
         return finished.facts.sha256, hashlib.sha256(latents).hexdigest()
 
     def begin(self, worker: models.Models, steps: int) -> None:
@@ -57,15 +59,6 @@ class Job:
         rendering: Any = render.render(self.request, worker, self.sources, self.scratch)
         with closing(rendering):
             assert any(isinstance(event, render.Step) and event.step == steps for event in rendering)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only wait for each other with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

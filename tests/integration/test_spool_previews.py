@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from framepack_daemon import atomic
 from framepack_daemon.job import OUTCOME_FILE, State, failure
+from framepack_daemon.scratch import PREVIEW, STEP_PICTURE
 from framepack_daemon.spool import moves
-from framepack_daemon.spool.previews import PARTIAL, PREVIEW, STEP, Previews
+from framepack_daemon.spool.previews import PARTIAL, Previews
 
 VIDEO = b"the whole video"
 
@@ -30,7 +31,7 @@ def job(bench: Bench) -> Iterator[str]:
     bench.keeper.moved(job, State.PROCESSING)
     (bench.work / job).mkdir()
     render(bench, job, PREVIEW, b"one section")
-    render(bench, job, STEP, b"a picture")
+    render(bench, job, STEP_PICTURE, b"a picture")
     yield job
     bench.previews.close()
 
@@ -75,7 +76,7 @@ def cancel(bench: Bench, job: str) -> None:
 
 
 def test_the_newest_preview_is_the_one_that_is_shown(bench: Bench, job: str) -> None:
-    show(bench, job, PREVIEW, STEP)
+    show(bench, job, PREVIEW, STEP_PICTURE)
     assert outputs(bench, job) == {".preview.mp4", ".step.jpg"}
     render(bench, job, PREVIEW, b"one section, another")
     show(bench, job, PREVIEW)
@@ -84,14 +85,14 @@ def test_the_newest_preview_is_the_one_that_is_shown(bench: Bench, job: str) -> 
 
 
 def test_publication_leaves_nothing_but_the_video(bench: Bench, job: str) -> None:
-    show(bench, job, PREVIEW, STEP)
+    show(bench, job, PREVIEW, STEP_PICTURE)
     finish(bench, job)
     assert outputs(bench, job) == {".mp4"}
     assert (bench.status(job)["preview"], bench.status(job)["message"]) == (None, "the video is ready")
 
 
 def test_a_cancelled_job_leaves_its_partial_video(bench: Bench, job: str) -> None:
-    show(bench, job, PREVIEW, STEP)
+    show(bench, job, PREVIEW, STEP_PICTURE)
     inode = bench.previews.path(job, PREVIEW).stat().st_ino
     cancel(bench, job)
     assert outputs(bench, job) == {".partial.mp4"}
@@ -102,7 +103,7 @@ def test_a_cancelled_job_leaves_its_partial_video(bench: Bench, job: str) -> Non
 
 
 def test_a_cancelled_job_without_a_section_leaves_nothing(bench: Bench, job: str) -> None:
-    show(bench, job, STEP)
+    show(bench, job, STEP_PICTURE)
     cancel(bench, job)
     assert outputs(bench, job) == set()
     assert (bench.status(job)["message"], bench.status(job)["preview"]) == ("cancelled", None)
@@ -163,7 +164,7 @@ def test_a_copy_that_is_done_when_the_job_is_over_is_called_by_how_it_ended(
 
     monkeypatch.setattr(atomic, "copy", slow)
     bench.previews.offer(job, PREVIEW)
-    bench.previews.offer(job, STEP)
+    bench.previews.offer(job, STEP_PICTURE)
     assert copied.wait(60)
     match ending:
         case "interrupted":
@@ -218,7 +219,7 @@ def test_a_share_that_cannot_be_written_is_said_once_and_previews_go_on_when_it_
     with capture_logs() as logs:
         for _ in range(3):
             bench.previews.offer(job, PREVIEW)
-            bench.previews.offer(job, STEP)
+            bench.previews.offer(job, STEP_PICTURE)
             until(lambda: not bench.previews._waiting)
         until(lambda: bench.previews._failing)
         bench.outputs.unlink()
@@ -254,7 +255,7 @@ def restart(bench: Bench) -> None:
 def test_what_moved_while_no_daemon_ran_is_seen_at_the_next_start(
     bench: Bench, job: str, place: State | None, left: set[str]
 ) -> None:
-    show(bench, job, PREVIEW, STEP)
+    show(bench, job, PREVIEW, STEP_PICTURE)
     bench.writer.write(job, State.PROCESSING)
     folder = bench.queue.path(State.PROCESSING, job)
     if place is not State.PROCESSING:
@@ -270,7 +271,7 @@ def test_a_start_finds_previews_that_a_crash_left(bench: Bench, job: str) -> Non
     for name in foreign:
         (bench.outputs / name).write_bytes(b"")
     finish(bench, job)
-    for name in (PREVIEW, STEP):
+    for name in (PREVIEW, STEP_PICTURE):
         bench.previews.path(job, name).write_bytes(b"left over")
     restart(bench)
     assert {path.name for path in bench.outputs.iterdir()} == {*foreign, f"{job}.mp4", f"{job}.status.json"}

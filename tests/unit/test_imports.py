@@ -10,7 +10,7 @@ import pytest
 import framepack_daemon
 
 ROOT = Path(framepack_daemon.__file__).parent
-LEAVES = {"errors", "request", "request_parts", "aliases", "strict_json", "job", "atomic", "printable"}
+LEAVES = {"errors", "request", "request_parts", "aliases", "strict_json", "job", "atomic", "printable", "scratch"}
 # Each part, and the parts of the package that it may import.
 MAY_IMPORT = {
     "errors": set(),
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "request_parts": set(),
     "request": {"errors", "aliases", "refusals", "request_parts"},
     "atomic": set(),
+    "scratch": set(),
     "progress": set(),
     "settings": LEAVES,
     "logs": LEAVES,

@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,10 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
-        folder.chmod(FOLDER_MODE)
+        # Not every service may set the bit, nor every file system keep it; inside a shared folder it comes by itself.
+        with contextlib.suppress(PermissionError):
+            if stat.S_IMODE(folder.stat().st_mode) != FOLDER_MODE:
+                folder.chmod(FOLDER_MODE)
         sync_folder(folder.parent)
 
 
@@ -62,10 +66,10 @@ def hidden_name(name: str) -> str:
     return f".{os.fsencode(name)[:200].decode(errors='ignore')}.{secrets.token_hex(4)}.tmp"
 
 
-def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True, sync_parent: bool = True) -> None:
     """Replace `path` by a file holding `data`; readers see the old or the new one, whole.
 
-    With `durable`, a power loss does not undo it either.
+    With `durable`, a power loss does not undo it either; without `sync_parent` only when the caller syncs the folder.
     """
     temporary = path.with_name(hidden_name(path.name))
     try:
@@ -79,13 +83,13 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if durable:
+    if durable and sync_parent:
         sync_folder(path.parent)
 
 
-def write_json(path: Path, value: dict[str, Any], *, durable: bool = True) -> None:
+def write_json(path: Path, value: dict[str, Any], *, durable: bool = True, sync_parent: bool = True) -> None:
     """`write_bytes` of `value` as JSON."""
-    write_bytes(path, encode_json(value), durable=durable)
+    write_bytes(path, encode_json(value), durable=durable, sync_parent=sync_parent)
 
 
 def encode_json(value: dict[str, Any]) -> bytes:
@@ -110,8 +114,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def move(source: Path, target: Path) -> None:
-    """Rename a file or folder to a name that must be free, and sync both parents.
+def move(source: Path, target: Path, *, sync_parents: bool = True) -> None:
+    """Rename a file or folder to a name that must be free, and sync both parents, unless the caller does.
 
     Raises FileExistsError when the target is taken (even by an empty folder, which a plain rename would replace),
     FileNotFoundError when the source is gone, OSError (EXDEV) across file systems. An error that was reported although
@@ -125,10 +129,16 @@ def move(source: Path, target: Path) -> None:
         )
         if not done or error.errno == errno.ENOENT:
             raise
-    sync_folder(target.parent)
-    if source.parent != target.parent:
+    if sync_parents:
+        sync_move(source.parent, target.parent)
+
+
+def sync_move(source: Path, target: Path) -> None:
+    """Make what was moved from one folder to another survive a power loss: first that it is there."""
+    sync_folder(target)
+    if source != target:
         with contextlib.suppress(FileNotFoundError):
-            sync_folder(source.parent)
+            sync_folder(source)
 
 
 def _rename_without_replacing(source: Path, target: Path) -> None:

@@ -43,6 +43,11 @@ class Endings:
         """Those that are known and have not left `processing/`."""
         return frozenset(self._when)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether one of them could not be brought to its end, and waits for the next trial."""
+        return any(self._when.values())
+
     def complete(self, job: str, result: dict[str, Any]) -> None:
         """Write down that a job is rendered; FileNotFoundError when it was moved out of `processing/` in time."""
         self.publisher.record(job, result)
@@ -54,25 +59,27 @@ class Endings:
         atomic.write_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE, outcome)
         self._when[job] = 0.0
 
+    def due(self) -> list[str]:
+        """The jobs that have an outcome, whoever left it there, and may be brought to their end now."""
+        for job in self.queue.names(State.PROCESSING):
+            if self.queue.has_outcome(State.PROCESSING, job):
+                self._when.setdefault(job, 0.0)
+        return [job for job, when in self._when.items() if time.monotonic() >= when]
+
     def settle(self) -> None:
-        """Bring every job that has an outcome to `done/` or `failed/`, as far as the folders can be written."""
-        self._find()
-        for job in [job for job, when in self._when.items() if time.monotonic() >= when]:
+        """Bring every job that is due to `done/` or `failed/`, as far as the folders can be written."""
+        for job in self.due():
             try:
                 self._end(job)
             except OSError as error:
                 if self._when[job] == 0.0:
                     _log.error("publishing_failed", job=job, reason=str(error), retry_seconds=RETRY_SECONDS)
                     self.writer.amend(job, message=f"is rendered; waits to be published: {error}")
+                self.writer.troubles.note("publishing", error)
                 self._when[job] = time.monotonic() + RETRY_SECONDS
             else:
                 del self._when[job]
-
-    def _find(self) -> None:
-        """Pick up every job that has an outcome but has not left `processing/`, whoever left it there."""
-        for job in self.queue.names(State.PROCESSING):
-            if self.queue.has_outcome(State.PROCESSING, job):
-                self._when.setdefault(job, 0.0)
+                self.writer.troubles.clear("publishing")
 
     def _end(self, job: str) -> None:
         outcome = atomic.read_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE)
@@ -92,6 +99,7 @@ class Endings:
 
     def _publish(self, job: str) -> None:
         started = time.monotonic()
+        self.writer.anchor.expect()
         try:
             name = self.publisher.finish(job)
         except LostVideoError as error:

@@ -13,6 +13,7 @@ EXIT_DONE = 0
 EXIT_JOB_FAILED = 1
 EXIT_USAGE = 2
 EXIT_QUEUE_HELD = 69  # EX_UNAVAILABLE: another daemon holds the inbox or the queue
+EXIT_AWAY = 75  # EX_TEMPFAIL: a folder's file system is not mounted; trying again later can help
 EXIT_CONFIGURATION = 78  # EX_CONFIG
 
 
@@ -45,6 +46,14 @@ class QueueHeldError(FramepackError):
 
     code = "queue_held"
     exit_code = EXIT_QUEUE_HELD
+
+
+class FolderAwayError(FramepackError):
+    """The file system that held a folder is not mounted; the empty folder beneath is not taken for it."""
+
+    code = "folder_away"
+    retryable = True
+    exit_code = EXIT_AWAY
 
 
 class RequestError(FramepackError):

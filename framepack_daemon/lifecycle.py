@@ -1,7 +1,7 @@
 """What becomes of a job from the claim to its outcome: the decisions between a worker's messages and the folders.
 
 Which job runs next, what a failure means for it, when it is rendered. Every change of state is a rename in the queue;
-what is kept here is progress for the status file, and reasons to wait. Knows neither the drop folder nor the engine.
+what is kept here is progress for the status file. Knows neither the drop folder nor the engine.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import structlog
 
 from framepack_daemon import atomic
 from framepack_daemon.endings import Endings
+from framepack_daemon.errors import DeviceError
 from framepack_daemon.job import REQUEST_FILE, Role, Run, State, now
 from framepack_daemon.progress import Running
+from framepack_daemon.reasons import Reasons
 from framepack_daemon.scratch import PREVIEW, STEP_PICTURE
-from framepack_daemon.spool.capture import signature
+from framepack_daemon.spool.drop import is_unchanged
 from framepack_daemon.spool.keeper import Keeper
 from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.queue import Queue
@@ -28,14 +30,6 @@ from framepack_daemon.spool.status import StatusWriter
 from framepack_daemon.spool.watch import folder_identity
 from framepack_daemon.workers.channel import Message
 from framepack_daemon.workers.pool import Worker
-
-STORAGE_SECONDS = 10.0  # without a start after scratch could not be written
-MODEL_SECONDS = 30.0  # between two attempts to load weights that are missing
-BREAKER_JOBS = 5  # different jobs in a row that made their worker fail: then it is not the jobs
-BREAKER_SECONDS = 60.0  # until one job may try whether it works again
-
-# Failures that say something about the machine rather than about the job.
-_MACHINE_FAULTS = frozenset({"worker_died", "worker_error", "out_of_memory", "device"})
 
 _log = structlog.get_logger(__name__)
 
@@ -51,78 +45,92 @@ class Lifecycle:
     previews: Previews
     work_dir: Path
     max_attempts: int
+    reasons: Reasons = field(init=False)
     _running: dict[str, Running] = field(default_factory=dict)
-    _held_models: dict[str, tuple[float, str]] = field(default_factory=dict)  # until when (monotonic), and why
-    _told: set[str] = field(default_factory=set)  # jobs whose status says why they wait
-    _failing: dict[str, None] = field(default_factory=dict)  # jobs that failed in a row, by machine faults
     _too_much: dict[str, str] = field(default_factory=dict)  # the plan on which a job ran out of memory
-    _start_at: float = 0.0  # monotonic; before it nothing is started
+
+    def __post_init__(self) -> None:
+        self.reasons = Reasons(self.queue, self.keeper, self.writer)
 
     def held(self, workers: Iterable[Worker]) -> frozenset[str]:
         """The jobs that are in our hands."""
         return self.endings.jobs | {worker.job for worker in workers if worker.job}
 
+    # -- what there is to tell -----------------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """How many jobs wait."""
+        return len(self.keeper.line)
+
+    @property
+    def running(self) -> list[Running]:
+        """How far the jobs are that run."""
+        return list(self._running.values())
+
     # -- to the workers ------------------------------------------------------------------------------------------------
 
     def start_next(self, worker: Worker, workers: Iterable[Worker]) -> None:
         """Claim the next job that can run, and have the idle worker render it."""
-        if self.queue.paused or time.monotonic() < self._start_at:
+        if self.queue.pause_file.exists() or self.endings.is_stuck or time.monotonic() < self.reasons.start_at:
             return
         held = self.held(workers)
-        for job in self.queue.waiting():
-            if job in held or self.keeper.seen.get(job) is not State.PENDING or self._must_wait(job):
-                continue
+
+        def can_run(job: str) -> bool:
+            return job not in held and self.keeper.is_ready(job) and not self.reasons.hold(job)
+
+        while (job := self.keeper.line.first(can_run)) is not None:
             run = self._claim(job)
-            if run is not None:
-                self._start(worker, run)
+            if run is not None and self._start(worker, run):
                 return
 
-    def _must_wait(self, job: str) -> bool:
-        """Whether the job's model is known to be missing; its status says so."""
-        if not self._held_models:
-            return False
-        request = atomic.read_json(self.queue.path(State.PENDING, job) / REQUEST_FILE) or {}
-        until, reason = self._held_models.get(str(request.get("model")), (0.0, ""))
-        if time.monotonic() >= until:
-            return False
-        if job not in self._told:
-            self._told.add(job)
-            self.writer.amend(job, message=f"waits: {reason}")
-        return True
+    def look_for_model(self, worker: Worker) -> None:
+        """Have an idle worker look again, now and then, for its own model where that is missing."""
+        if self.reasons.is_due(worker.model):
+            worker.load()
 
     def _claim(self, job: str) -> Run | None:
-        """Take a job out of `pending/`; None when it is not there any more, or not what it was."""
+        """Take a job out of `pending/`; None when it is not there or not what it was, and has left the line."""
         run = self.queue.run(State.PENDING, job)
         folder = self.queue.path(State.PENDING, job)
+        if run is not None and self.keeper.line.put(run):
+            return None  # someone gave it another priority
         try:
-            if run is None or not _is_unchanged(run, folder):
+            if run is None or not is_unchanged(folder, run):
                 _log.info("job_changed_while_pending", job=job)
-                self.keeper.seen.pop(job, None)
+                self.keeper.look_again(job)
                 self.keeper.door.add_again(folder)
                 return None
             self.queue.move(job, State.PENDING, State.PROCESSING)
         except (FileNotFoundError, FileExistsError):
+            self.keeper.line.discard(job)
             return None  # someone was faster
         self.keeper.moved(job, State.PROCESSING)
         if self.queue.has_outcome(State.PROCESSING, job):
             # It was put into pending/ to run again in this very moment: the keeper has to prepare it first.
             self.queue.move(job, State.PROCESSING, State.PENDING)
-            self.keeper.seen.pop(job, None)
+            self.keeper.look_again(job)
             return None
         if run.attempts >= self.max_attempts:
             self._fail(job, {"code": "too_many_attempts", "message": f"its worker died {run.attempts} times in a row"})
             return None
-        return self.queue.charge(job, now())
+        try:
+            return self.queue.charge(job, now())
+        except FileNotFoundError:
+            return None  # cancelled in this very moment
 
-    def _start(self, worker: Worker, run: Run) -> None:
+    def _start(self, worker: Worker, run: Run) -> bool:
+        """Hand a claimed job to the worker; False when it has left `processing/` already."""
         folder = self.queue.path(State.PROCESSING, run.job)
         request = atomic.read_json(folder / REQUEST_FILE)
+        if request is None:
+            return False
 
         def path(role: Role) -> str | None:
             file = run.file(role)
             return str(folder / file.name) if file else None
 
-        self._told.discard(run.job)
+        self.reasons.starts(run.job)
         self._running[run.job] = Running(run.job)
         worker.start(
             run.job,
@@ -143,6 +151,7 @@ class Lifecycle:
             attempt=run.attempts,
             waited_seconds=round(waited.total_seconds(), 3),
         )
+        return True
 
     def stop_departed(self, workers: Iterable[Worker]) -> None:
         """Stop the workers whose job left `processing/`."""
@@ -166,6 +175,7 @@ class Lifecycle:
         job = message.get("job")
         match message["event"]:
             case "loaded":
+                self.reasons.loaded(message["model"], worker.device)
                 _log.info(
                     "model_loaded",
                     model=message["model"],
@@ -173,8 +183,10 @@ class Lifecycle:
                     plan=message["plan"],
                     seconds=message["seconds"],
                 )
+            case "unavailable" if message["code"] == DeviceError.code:
+                self.reasons.device_missing(worker.device, message["message"])
             case "unavailable":
-                self._hold_model(message)
+                self.reasons.model_missing(message)
             case "started" | "step" | "section" if job in self._running:
                 self._follow(self._running[job], message)
             case "rendered":
@@ -190,7 +202,7 @@ class Lifecycle:
     def _follow(self, running: Running, message: Message) -> None:
         event = message["event"]
         if event == "section":
-            self._failing.clear()
+            self.reasons.works()
             run = self.queue.run(State.PROCESSING, running.job)
             if run is not None and run.attempts:
                 # It makes headway: what fails from here on counts anew.
@@ -212,7 +224,7 @@ class Lifecycle:
         job = message["job"]
         self._running.pop(job, None)
         self._too_much.pop(job, None)
-        self._failing.clear()
+        self.reasons.works()
         run = self.queue.run(State.PROCESSING, job)
         result = {key: message[key] for key in ("video", "timings", "device", "memory", "model", "versions")}
         try:
@@ -232,25 +244,25 @@ class Lifecycle:
 
     def _discard_stopped(self, job: str) -> None:
         """Clear up after a worker that let go of a job which had left `processing/`; one that waits keeps its work."""
-        if self.queue.state_of(job) is not State.PENDING:
+        away = folder_identity(self.queue.folder(State.PROCESSING)) is None  # which says nothing of the job
+        if not away and self.queue.state_of(job) is not State.PENDING:
             atomic.remove_tree(self.work_dir / job)
 
     def _judge(self, message: Message) -> None:
         """Whether a job that failed is tried again."""
         job, code = message["job"], message["code"]
-        self._running.pop(job, None)
+        if self._running.pop(job, None):  # said once, however often the queue cannot be written
+            _log.error("job_attempt_failed", job=job, code=code, reason=message["message"])
         run = self.queue.run(State.PROCESSING, job)
-        _log.error("job_attempt_failed", job=job, code=code, reason=message["message"])
         if run is None:
             self._discard_stopped(job)
             return
         if code == "out_of_memory" and message["lower_plan"]:
             self._step_down(message)
             return
-        if code in _MACHINE_FAULTS:
-            self._count_machine_fault(job)
+        self.reasons.failed(job, code)
         if code == "storage":
-            self._start_at = time.monotonic() + STORAGE_SECONDS
+            self.reasons.scratch_fails(message["message"])
             self._put_back(job)
             self.writer.amend(job, message=f"waits: scratch cannot be written: {message['message']}")
         elif message["retryable"] and run.attempts < self.max_attempts:
@@ -269,28 +281,6 @@ class Lifecycle:
         self._put_back(job)
         self.writer.amend(job, message=f"waits to run on the memory plan {lower}: {message['message']}")
 
-    def _count_machine_fault(self, job: str) -> None:
-        self._failing[job] = None
-        if len(self._failing) >= BREAKER_JOBS:
-            self._failing.pop(next(iter(self._failing)))
-            self._start_at = time.monotonic() + BREAKER_SECONDS
-            _log.error("circuit_open", jobs=BREAKER_JOBS, retry_seconds=BREAKER_SECONDS)
-            for waiting in self.queue.waiting()[:1]:
-                self.writer.amend(waiting, message="waits: the last jobs all made their worker fail; see the log")
-
-    def _hold_model(self, message: Message) -> None:
-        model = message["model"]
-        reason = f"{message['message']} ({message['hint']})"
-        if model not in self._held_models:
-            _log.error("model_unavailable", model=model, reason=message["message"], hint=message["hint"])
-        self._held_models[model] = time.monotonic() + MODEL_SECONDS, reason
-
     def _fail(self, job: str, problem: dict[str, Any]) -> None:
         self._too_much.pop(job, None)
         self.endings.fail(job, problem)
-
-
-def _is_unchanged(run: Run, folder: Path) -> bool:
-    """Whether every file of the job is a plain file with the content that was taken."""
-    files = [(folder / item.name, item.sha256) for item in run.files]
-    return all(signature(path) is not None and atomic.digest(path)[1] == sha256 for path, sha256 in files)

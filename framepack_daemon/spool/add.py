@@ -13,6 +13,8 @@ import secrets
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import structlog
+
 from framepack_daemon import atomic
 from framepack_daemon.errors import FramepackError
 from framepack_daemon.job import (
@@ -20,6 +22,7 @@ from framepack_daemon.job import (
     OUTCOME_FILE,
     REQUEST_FILE,
     RUN_FILE,
+    Outcome,
     Role,
     Run,
     State,
@@ -37,16 +40,20 @@ from framepack_daemon.spool.capture import (
     capture,
     capture_beside,
     discard,
+    forgotten_origin,
     release,
 )
 from framepack_daemon.spool.continuation import SourceRunsError
-from framepack_daemon.spool.drop import Drop, Part, known_as, read_request, record
+from framepack_daemon.spool.drop import Drop, Part, is_unchanged, known_as, read_request, record
 from framepack_daemon.spool.found import drop_in
+from framepack_daemon.spool.mounts import Anchor
 from framepack_daemon.spool.queue import Queue, read_run
 
 # Prefixes of folders under queue/.building: what recovery does with one that a crash left there.
 TAKING = "take-"  # holds files that exist nowhere else: they go back, or the job is completed
 COPYING = "copy-"  # holds copies only: it is removed
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,11 @@ class Door:
     queue: Queue
     writer: status.StatusWriter
     model: str  # of requests that name none
+    anchor: Anchor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Remember what the queue is mounted on."""
+        self.anchor = Anchor(self.queue.root)
 
     def add(self, drop: Drop) -> Added:
         """Make a job (or several, or a refused one) of a drop.
@@ -81,6 +93,7 @@ class Door:
 
     def _add(self, drop: Drop, prefix: str) -> Added:
         """`add` by taking the files into the queue, or by copies of files that are taken beside the drop."""
+        self.anchor.expect()
         place = self.queue.building / (prefix + secrets.token_hex(8))
         atomic.make_folder(place)
         taken: list[Path] = []
@@ -103,21 +116,29 @@ class Door:
         someone put into `pending/` by hand becomes a job.
         """
         place = self.queue.building / f"{TAKING}{secrets.token_hex(8)}-{safe_stem(path.name)}"
-        atomic.move(path, place)
-        try:
-            with atomic.locked(place):
+        with atomic.locked(path):
+            atomic.move(path, place)
+            try:
                 added = self._enter(drop_in(place, path.name), place)
-        except OSError:
-            with contextlib.suppress(OSError):
-                atomic.move(place, path)
-            raise
+            except OSError:
+                with contextlib.suppress(OSError):
+                    atomic.move(place, path)
+                raise
         now_called = [*added.jobs, *added.known]
         if path.name not in now_called:
-            self.writer.amend(path.name, message=f"its files have changed: it goes on as {', '.join(now_called)}")
+            message = f"its files have changed: it goes on as {', '.join(now_called)}"
+            self.writer.amend(path.name, state=State.FAILED, outcome=Outcome.CANCELLED, message=message)
         return added
 
+    def recover(self, prefix: str = "") -> None:
+        """Finish or undo what a crash or a fault left in `queue/.building`, of places whose names begin so."""
+        for place in sorted(self.queue.building.glob(f"{prefix}*")):
+            if not atomic.is_locked(place):
+                _log.info("intake_recovered", place=place.name)
+                self.complete(place)
+
     def complete(self, place: Path) -> None:
-        """Finish or undo what a crash left in `queue/.building`."""
+        """Finish or undo what was left in one place."""
         for torn in place.glob(".*.tmp"):
             torn.unlink()  # ours, half written: what was dropped is never stored under a hidden name
         if place.name.startswith(COPYING):
@@ -161,17 +182,18 @@ class Door:
         jobs: list[str] = []
         known: list[str] = []
         times = [now(variation) for variation in range(count)]  # they run in their order, also if made at once
-        # The directory that holds the originals goes last: until then a crash puts them back and all is done again.
-        for variation in reversed(range(count)):
-            here = place if variation == 0 else self._twin(place, drop)
+        # The first comes first, for an idle worker takes it at once; the directory that holds the originals goes last:
+        # until then a crash puts them back and all is done again.
+        for variation in range(count):
+            here = place if variation == count - 1 else self._twin(place, drop)
             run = record(drop, here, variation if count > 1 else None, times[variation])
             if request:
                 filled = effective(request, self.model, variation=variation)
                 run = replace(run, priority=filled.priority)
-                atomic.write_json(here / REQUEST_FILE, filled.as_sidecar())
+                atomic.write_json(here / REQUEST_FILE, filled.as_sidecar(), sync_parent=False)
             elif refusal:
-                atomic.write_json(here / OUTCOME_FILE, failure(refusal.as_dict()))
-            (jobs if self._settle(here, run) else known).insert(0, run.job)
+                atomic.write_json(here / OUTCOME_FILE, failure(refusal.as_dict()), sync_parent=False)
+            (jobs if self._settle(here, run) else known).append(run.job)
         return Added(jobs, known, refusal if jobs else None)
 
     def _read(self, drop: Drop, place: Path) -> tuple[Drop, Request]:
@@ -196,20 +218,25 @@ class Door:
     def _settle(self, place: Path, run: Run) -> bool:
         """Give the finished directory its place in the queue; False when the job was there already."""
         earlier = known_as(self.queue, run)
+        if earlier is State.PENDING and not is_unchanged(self.queue.path(earlier, run.job), run):
+            # Someone rewrote its files: it goes on as the job that they make now, and its place is free for this one.
+            with contextlib.suppress(FileNotFoundError):
+                self.add_again(self.queue.path(earlier, run.job))
+            earlier = known_as(self.queue, run)
         if earlier is not None:
             self.queue.discard(place)
             self.writer.dropped_again(run.job, earlier)
             return False
-        atomic.write_json(place / RUN_FILE, run.as_dict())
-        (place / ORIGIN_FILE).unlink(missing_ok=True)
-        atomic.sync_folder(place)
+        atomic.write_json(place / RUN_FILE, run.as_dict())  # with it everything else that was put into the folder
         state = State.FAILED if (place / OUTCOME_FILE).exists() else State.PENDING
-        try:
-            atomic.move(place, self.queue.path(state, run.job))
-        except FileExistsError:
-            # Another content under this id, or someone was faster; either way nothing is lost.
-            self.queue.set_aside(place, run.job)
-            return False
+        # Until it stands, an error or a crash puts the files back where they came from.
+        with forgotten_origin(place):
+            try:
+                atomic.move(place, self.queue.path(state, run.job))
+            except FileExistsError:
+                # Another content under this id, or someone was faster; either way nothing is lost.
+                self.queue.set_aside(place, run.job)
+                return False
         self.writer.write(run.job, state)
         return True
 

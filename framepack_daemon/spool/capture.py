@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +72,11 @@ def capture(sources: Iterable[Source], folder: Path, place: Path) -> None:
     """
     sources = list(sources)
     names = {source.name: source.path.name for source in sources}
-    atomic.write_json(place / ORIGIN_FILE, {"folder": str(folder), "names": names})
     try:
+        atomic.write_json(place / ORIGIN_FILE, {"folder": str(folder), "names": names})
         for source in sources:
-            atomic.move(source.path, place / source.name)
+            atomic.move(source.path, place / source.name, sync_parents=False)
+        atomic.sync_move(folder, place)
         for source in sources:
             _expect(place / source.name, source)
             _own(place / source.name)
@@ -91,15 +92,19 @@ def capture_beside(sources: Iterable[Source], folder: Path, build: Path) -> Path
     """Take every source into a hidden folder beside the drop, and copy it into `build`; that hidden folder.
 
     For a `build` that a rename cannot reach. The caller gives the hidden folder to `discard` when the job stands, or to
-    `release`; after an error everything was put back.
+    `release`; after an error everything was put back. A mirroring tool may delete the hidden folder at any moment, and
+    brings again what it deleted.
     """
     sources = list(sources)
     beside = folder / HIDDEN_FOLDER / secrets.token_hex(8)
-    atomic.make_folder(beside)
     try:
+        atomic.make_folder(beside)
         capture(sources, folder, beside)
         for source in sources:
             atomic.copy(beside / source.name, build / source.name)
+    except FileNotFoundError as error:
+        release(beside)
+        raise DropChangedError(f"{error.filename}: went away while it was being taken") from error
     except (OSError, DropChangedError):
         release(beside)
         raise
@@ -127,7 +132,8 @@ def _own(path: Path) -> None:
 def give_back(place: Path) -> list[Path]:
     """Put captured files back where they came from; the paths they have now.
 
-    Where a newer file has a name already, the whole set goes back under another stem, so that nothing is replaced.
+    One that was brought again meanwhile, with the same content, is not needed any more. Where a newer file has a name
+    already, the whole set goes back under another stem, so that nothing is replaced.
     """
     origin = atomic.read_json(place / ORIGIN_FILE)
     if origin is None:
@@ -135,6 +141,9 @@ def give_back(place: Path) -> list[Path]:
     folder, names = Path(origin["folder"]), origin["names"]
     held = {stored: name for stored, name in names.items() if os.path.lexists(place / stored)}
     atomic.make_folder(folder)  # a preset's folder may have been removed meanwhile
+    for stored in [stored for stored, name in held.items() if _is_same(place / stored, folder / name)]:
+        (place / stored).unlink()
+        del held[stored]
     back: list[Path] = []
     for number in range(10_000):
         targets = {stored: folder / _numbered(name, number) for stored, name in held.items()}
@@ -143,26 +152,64 @@ def give_back(place: Path) -> list[Path]:
                 # Written down first, so that a crash in between does not tear the set apart.
                 renamed = {stored: target.name for stored, target in targets.items()}
                 atomic.write_json(place / ORIGIN_FILE, origin | {"names": renamed})
-            for stored, target in targets.items():
-                atomic.move(place / stored, target)
-                back.append(target)
+            try:
+                for stored, target in targets.items():
+                    atomic.move(place / stored, target)
+                    back.append(target)
+            except FileExistsError:  # it came again at this very moment
+                return back + give_back(place)
             break
-    if len(back) == len(held):
-        (place / ORIGIN_FILE).unlink()
     return back
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether both hold the same bytes, and the other on disk too; what cannot be read is not the same."""
+    mine, yours = signature(one), signature(other)
+    if mine is None or yours is None or mine.bytes != yours.bytes:
+        return False
+    try:
+        atomic.sync_file(other)
+        return atomic.digest(one) == atomic.digest(other)
+    except OSError:
+        return False
 
 
 def release(place: Path) -> None:
     """Put captured files back and remove their folder; it stays when something could not be put back."""
     give_back(place)
-    if not (place / ORIGIN_FILE).exists():
-        atomic.remove_tree(place)
+    names = (atomic.read_json(place / ORIGIN_FILE) or {}).get("names", {})
+    if any(os.path.lexists(place / stored) for stored in names):
+        return
+    with contextlib.suppress(FileNotFoundError):
+        # Where they came from goes last: as long as it is known, a crash leads here again.
+        for path in place.iterdir():
+            if path.name != ORIGIN_FILE:
+                path.unlink()
+    atomic.remove_tree(place)
+
+
+def release_all(folder: Path) -> None:
+    """Put back what was left half taken beside the drops of a folder."""
+    for place in sorted((folder / HIDDEN_FOLDER).glob("*/")):
+        release(place)
 
 
 def discard(place: Path) -> None:
     """Remove captured files that have become a job; what a crash leaves of them is not given back."""
-    (place / ORIGIN_FILE).unlink()
+    (place / ORIGIN_FILE).unlink(missing_ok=True)
     atomic.remove_tree(place)
+
+
+@contextlib.contextmanager
+def forgotten_origin(place: Path) -> Iterator[None]:
+    """Forget where the files of `place` came from when the block has moved it, wherever it is then."""
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(ORIGIN_FILE, dir_fd=descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _numbered(name: str, number: int) -> str:

@@ -12,10 +12,20 @@ from typing import Any
 
 from framepack_daemon import atomic
 from framepack_daemon.errors import DropError, FramepackError, RequestError
-from framepack_daemon.job import DEFAULTS_FILE, Continued, JobFile, Role, Run, State, job_id, stored_name
+from framepack_daemon.job import (
+    DEFAULTS_FILE,
+    REQUEST_FILE,
+    Continued,
+    JobFile,
+    Role,
+    Run,
+    State,
+    job_id,
+    stored_name,
+)
 from framepack_daemon.request import Request, build
 from framepack_daemon.spool import names
-from framepack_daemon.spool.capture import Source
+from framepack_daemon.spool.capture import Source, signature
 from framepack_daemon.spool.continuation import lay_over
 from framepack_daemon.spool.queue import PRECEDENCE, Queue
 from framepack_daemon.strict_json import MAX_SIDECAR_BYTES, parse_json
@@ -111,14 +121,18 @@ def sidecar_fields(name: str, data: bytes) -> dict[str, Any]:
         raise RequestError(f"{name}: byte {error.start} is not UTF-8", hint="save it as UTF-8 text") from error
 
 
-def record(drop: Drop, place: Path, variation: int | None, time: str) -> Run:
-    """The record of the job that the files in `place` make, its id drawn from their content; it waits since `time`."""
+def record(drop: Drop, place: Path, variation: int | None, time: str, *, taken: bool = True) -> Run:
+    """The record of the job that the files in `place` make, its id drawn from their content; it waits since `time`.
+
+    Those that were not `taken` yet have the names under which they were dropped.
+    """
     total = hashlib.sha256()
     files = []
     aside_counts = not drop.of(Role.IMAGE, Role.VIDEO)
     for part in sorted(drop.parts, key=lambda part: (_IDENTITY[part.role], part.name)):
         name = stored_name(part.name)
-        size, digest = atomic.digest(place / name, *((total, part.role) if _counts(part, aside=aside_counts) else ()))
+        path = place / (name if taken else part.name)
+        size, digest = atomic.digest(path, *((total, part.role) if _counts(part, aside=aside_counts) else ()))
         files.append(JobFile(part.role, name, part.name, size, digest))
     if drop.defaults is not None:
         size, digest = atomic.digest(place / DEFAULTS_FILE, total, Role.DEFAULTS)
@@ -140,3 +154,17 @@ def known_as(queue: Queue, run: Run) -> State | None:
         if earlier is not None and [item.sha256 for item in earlier.files] == [item.sha256 for item in run.files]:
             return state
     return None
+
+
+def is_repeat(queue: Queue, drop: Drop) -> bool:
+    """Whether a job was made, and not refused, of the very content that lies in the drop's folder."""
+    assert drop.folder is not None
+    run = record(drop, drop.folder, None, "", taken=False)
+    state = known_as(queue, run)
+    return state is not None and (queue.path(state, run.job) / REQUEST_FILE).exists()
+
+
+def is_unchanged(folder: Path, run: Run) -> bool:
+    """Whether every file of the job in `folder` is a plain file with the content that was taken."""
+    files = [(folder / item.name, item.sha256) for item in run.files]
+    return all(signature(path) is not None and atomic.digest(path)[1] == sha256 for path, sha256 in files)

@@ -6,6 +6,8 @@ nothing of time; `inbox.py` decides when a group is ready.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,46 +47,63 @@ class Preset:
     problem: str = ""  # why drops of this folder wait
 
 
-def groups(folder: Path, continues: Callable[[Path], str | None] = continued_by) -> Iterator[Group]:
-    """The files of a folder by stem, in the order of the stems; links, pipes and foreign names are left alone.
+@dataclass(frozen=True)
+class Listing:
+    """The names in a drop folder, from one look at it that asked for nothing but names and kinds."""
 
-    So is a video, unless a sidecar of its stem names it: `continues` gives what the one at a path continues.
-    """
-    found: dict[str, Group] = {}
+    files: list[str]
+    folders: list[str]
+
+
+def listing(folder: Path) -> Listing:
+    """What lies in a folder: plain files, and folders that may hold drops; links and pipes are left out."""
+    found = Listing([], [])
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                read = names.read(entry.name)
-                if read is not None and entry.is_file(follow_symlinks=False):
-                    group = found.setdefault(read.stem, Group(folder, read.stem))
-                    group.members.append((entry.name, read))
+                if entry.is_file(follow_symlinks=False):
+                    found.files.append(entry.name)
+                elif entry.is_dir(follow_symlinks=False) and names.may_hold_drops(entry.name):
+                    found.folders.append(entry.name)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return
-    for _, group in sorted(found.items()):
-        group.members.sort(key=lambda member: member[0])
-        if group.of(Kind.VIDEO) or not group.of(Kind.IMAGE):  # of a pair, that can wait until it is taken
-            group.continues = next((continues(folder / name) for name in group.of(Kind.SIDECAR)), None)
-        group.members = [
-            (name, read)
-            for name, read in group.members
-            if read.kind is not Kind.VIDEO or (group.continues and names.is_same(name, group.continues))
-        ]
+        return Listing([], [])
+    return found
+
+
+def groups(
+    folder: Path, continues: Callable[[str], str | None] | None = None, files: list[str] | None = None
+) -> Iterator[Group]:
+    """The files of a folder by stem, in the order of the stems; foreign names are left alone.
+
+    So is a video, unless a sidecar of its stem names it: `continues` gives what the sidecar of a name continues, which
+    is read unless the caller knows it. `files` are the folder's, when it was listed already.
+    """
+    continues = continues or (lambda name: continued_by(folder / name))
+    named = [
+        (read.stem, name, read)
+        for name in (listing(folder).files if files is None else files)
+        if (read := names.read(name)) is not None
+    ]
+    named.sort(key=operator.itemgetter(0, 1))
+    for stem, members in itertools.groupby(named, key=operator.itemgetter(0)):
+        group = Group(folder, stem, [(name, read) for _, name, read in members])
+        videos = group.of(Kind.VIDEO)
+        if videos or not group.of(Kind.IMAGE):  # of a pair, that can wait until it is taken
+            group.continues = next((continues(name) for name in group.of(Kind.SIDECAR)), None)
+        if videos:
+            group.members = [
+                (name, read)
+                for name, read in group.members
+                if read.kind is not Kind.VIDEO or (group.continues and names.is_same(name, group.continues))
+            ]
         if group.members:
             yield group
 
 
-def presets(root: Path, excluded: set[Path] | None = None) -> list[Path]:
-    """The sub-folders that hold a `defaults.json`, sorted."""
-    try:
-        with os.scandir(root) as entries:
-            folders = [
-                root / entry.name
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False) and names.may_hold_drops(entry.name)
-            ]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(path for path in folders if path.resolve() not in (excluded or ()) and _is_preset(path))
+def presets(root: Path, excluded: set[Path] | None = None, folders: list[str] | None = None) -> list[Path]:
+    """The sub-folders that hold a `defaults.json`, sorted; `folders` are the root's, when it was listed already."""
+    found = [root / name for name in (listing(root).folders if folders is None else folders)]
+    return sorted(path for path in found if path.resolve() not in (excluded or ()) and _is_preset(path))
 
 
 def _is_preset(folder: Path) -> bool:
@@ -182,9 +201,10 @@ def wants_end_frame(group: Group, preset: Preset) -> bool:
 def halves(root: Path, queue: Queue) -> list[tuple[str, str]]:
     """What waits in the drop folder and for what, as (name within the folder, what is missing)."""
     waiting = []
-    for folder in [root, *presets(root)]:
+    top = listing(root)
+    for folder in [root, *presets(root, folders=top.folders)]:
         preset = read_preset(folder)
-        for group in groups(folder):
+        for group in groups(folder, files=top.files if folder == root else None):
             reason = f"a valid preset: {preset.problem}" if preset.problem else missing(group, preset, queue)
             if not reason and wants_end_frame(group, preset):
                 reason = f"the end frame, {group.stem}.last.jpg"

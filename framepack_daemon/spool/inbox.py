@@ -7,8 +7,10 @@ whether a job that is to be continued is on its way; it moves nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +21,21 @@ from framepack_daemon.errors import (
     DropUnreadableError,
     FramepackError,
     ImageIncompleteError,
-    RequestError,
     RequestIncompleteError,
 )
 from framepack_daemon.job import Role, stored_name
-from framepack_daemon.media import clip
-from framepack_daemon.media import image as pictures
+from framepack_daemon.spool.calm import Calm
 from framepack_daemon.spool.capture import Signature, Source, signature
-from framepack_daemon.spool.drop import Drop, Part, continued_by, sidecar_bytes, sidecar_fields
+from framepack_daemon.spool.content import judge
+from framepack_daemon.spool.drop import Drop, Part, continued_by, is_repeat
 from framepack_daemon.spool.groups import (
     Group,
+    Listing,
     Preset,
     clash,
     groups,
     is_conflict,
+    listing,
     missing,
     presets,
     read_preset,
@@ -43,7 +46,11 @@ from framepack_daemon.spool.queue import Queue
 from framepack_daemon.strict_json import MAX_SIDECAR_BYTES
 
 _INCOMPLETE = (ClipIncompleteError, ImageIncompleteError, RequestIncompleteError)
-JUDGE_SECONDS = 1.0  # of looking into files in one scan: of many pairs the first shall run while the others come in
+JUDGE_SHARE = 4.0  # times as long as it took to find the first file, at least, a scan looks into files
+MAX_COMING = 5000  # drops that one scan watches settle; those behind them come up when these are taken
+MAX_LONE = 1000  # sidecars without a picture that one scan looks at again, for what they continue now
+
+_Turn = tuple[Path, str]  # folder and stem of a group; groups are looked at in this order
 
 _log = structlog.get_logger(__name__)
 
@@ -55,9 +62,10 @@ class Timing:
     settle: float = 2.0  # of standing still, before a file is looked at
     incomplete: float = 60.0  # more of standing still, before a file that ends too early is refused
     partner: float = 10.0  # before a picture is taken without a sidecar, where the folder's preset has a prompt
+    judge: float = 1.0  # of looking into files in one scan: of many pairs the first run while the others come in
 
 
-@dataclass
+@dataclass(slots=True)
 class _Watched:
     """A file as it was last seen, since when it stands still, and what was found in it."""
 
@@ -75,6 +83,7 @@ class Scan:
 
     drops: list[Drop]
     due_seconds: float | None  # until one of the files may be ready; None when only a change can make one so
+    folders: list[Path]  # that were looked into
 
 
 class Inbox:
@@ -85,9 +94,16 @@ class Inbox:
         self.timing = timing
         self._queue = queue
         self._excluded = {path.resolve() for path in excluded}  # outputs and queue, where they stand inside the inbox
-        self._seen: dict[Path, _Watched] = {}  # at the last scan
-        self._watched: dict[Path, _Watched] = {}  # at this one
+        self._seen: dict[Path, dict[str, _Watched]] = {}  # by folder and name, at the last scan
+        self._watched: dict[Path, dict[str, _Watched]] = {}  # at this one
         self._due: list[float] = []
+        self._coming = 0  # drops that have only to settle
+        self._turn: _Turn | None = None  # of the first drop that there was no time to look into
+        self._calm = Calm()
+        self._subfolders: list[str] = []  # of the root, at the last look into it
+        self._lone = 0  # sidecars without a picture, in this scan
+        self._lone_from = 0  # the first of them to be looked at again
+        self._started = 0.0  # monotonic
         self._judge_until = math.inf  # monotonic; counted from the first file that this scan looks into
 
     def folders(self) -> list[Path]:
@@ -95,20 +111,46 @@ class Inbox:
         return [self.root, *presets(self.root, self._excluded)]
 
     def scan(self) -> Scan:
-        """Look once; drops come in the order of their names."""
-        now = time.monotonic()
-        self._seen, self._watched, self._due = self._watched, {}, []
+        """Look once; drops come in the order of their names.
+
+        Of a file that waits for its partner nothing but the name is asked for, unless it is a sidecar. After a scan
+        that ran out of time the next one begins where that one ended, so that drops which come again and again do not
+        keep the others waiting.
+        """
+        self._started = now = time.monotonic()
+        turn, self._turn = self._turn, None
         self._judge_until = math.inf
-        drops = []
-        for folder in self.folders():
+        self._seen, self._watched, self._due, self._coming = self._watched, {}, [], 0
+        self._lone = 0
+        preset = read_preset(self.root)
+        calm = self._calm.holds(self.root, preset)
+        top = listing(self.root) if not calm else Listing([], self._subfolders)
+        self._subfolders = top.folders
+        folders = [self.root, *presets(self.root, self._excluded, top.folders)]
+        drops = [] if preset.problem or calm else list(self._look_into(self.root, preset, top.files, turn))
+        for folder in folders[1:]:
             preset = read_preset(folder)
-            if preset.problem:
+            if not preset.problem and not self._calm.holds(folder, preset):
+                drops += self._look_into(folder, preset, None, turn)
+        self._lone_from = self._lone_from + MAX_LONE if self._lone_from + MAX_LONE < self._lone else 0
+        return Scan(drops, max(min(self._due) - now, 0.05) if self._due else None, folders)
+
+    def _look_into(self, folder: Path, preset: Preset, files: list[str] | None, turn: _Turn | None) -> Iterator[Drop]:
+        """The drops of one folder that are ready."""
+        now = self._started
+        self._watched[folder] = {}
+        passed = False
+        for group in groups(folder, lambda name: self._continues(folder, name, now), files):
+            if turn and (folder, group.stem) < turn:
+                self._pass_over(group, now)
+                passed = True
                 continue
-            for group in groups(folder, lambda path: self._continues(path, now)):
-                drop = self._judge(group, preset, now)
-                if drop is not None:
-                    drops.append(drop)
-        return Scan(drops, max(min(self._due) - now, 0.05) if self._due else None)
+            drop = self._judge(group, preset, now)
+            if drop is not None:
+                yield drop
+            if self._coming >= MAX_COMING:
+                break
+        self._calm.note(folder, watching=passed or bool(self._watched[folder]))
 
     def _judge(self, group: Group, preset: Preset, now: float) -> Drop | None:
         """The drop that the group makes, or None while it has to wait."""
@@ -118,19 +160,23 @@ class Inbox:
         still = self.timing.partner if lone and not is_conflict(group) else self.timing.settle
         members = []
         for name, _ in group.members:
-            watched = self._look(group.folder / name, now)
+            watched = self._look(group.folder, name, now)
             if watched is None:
                 return None
             members.append(watched)
         since = max(watched.since for watched in members)
-        if now < since + still:
+        judged = all(watched.judged for watched in members)
+        late = time.monotonic() >= self._judge_until and not judged
+        if now < since + still or late:
+            if late and self._turn is None:
+                self._turn = group.folder, group.stem
             self._due.append(since + still)
-            return None
-        if time.monotonic() >= self._judge_until and not all(watched.judged for watched in members):
-            self._due.append(now)
+            self._coming += 1
             return None
         refusal: FramepackError | None = clash(group)
         if refusal is None:
+            if not judged:
+                self._recognise(group, preset, members)
             refusal, patient = self._content(group, now)
             if patient:
                 return None
@@ -138,28 +184,52 @@ class Inbox:
             return None
         return _drop(group, preset, members, refusal)
 
-    def _continues(self, path: Path, now: float) -> str | None:
-        """What a sidecar continues, read again only when it changed."""
-        watched = self._look(path, now)
+    def _recognise(self, group: Group, preset: Preset, members: list[_Watched]) -> None:
+        """Take files for good that came before and were good then: a sync tool's repeats are not looked into again."""
+        texts = [self._watched[group.folder][name] for name in group.of(Kind.SIDECAR) + group.of(Kind.PROMPT)]
+        if group.continues is not None or any(text.signature.bytes > MAX_SIDECAR_BYTES for text in texts):
+            return
+        self._begin_judging()
+        with contextlib.suppress(OSError):  # whatever it is, a look into the files or the taking of them will say
+            if is_repeat(self._queue, _drop(group, preset, members, None)):
+                for watched in members:
+                    watched.judged = True
+
+    def _pass_over(self, group: Group, now: float) -> None:
+        """Leave a group to the next scan, with what was seen of it."""
+        earlier = self._seen.get(group.folder, {})
+        known = {name: earlier[name] for name, _ in group.members if name in earlier}
+        self._watched[group.folder].update(known)
+        self._due.append(now)
+
+    def _continues(self, folder: Path, name: str, now: float) -> str | None:
+        """What a sidecar continues, read again only when it changed; of very many, some are looked at in each scan."""
+        self._lone += 1
+        earlier = self._seen.get(folder, {}).get(name)
+        if earlier and earlier.read and not self._lone_from < self._lone <= self._lone_from + MAX_LONE:
+            self._watched[folder][name] = earlier
+            return earlier.continues
+        watched = self._look(folder, name, now)
         if watched is not None and not watched.read:
-            watched.read, watched.continues = True, continued_by(path)
+            watched.read, watched.continues = True, continued_by(folder / name)
         return watched.continues if watched else None
 
-    def _look(self, path: Path, now: float) -> _Watched | None:
-        if path in self._watched:
-            return self._watched[path]
-        found = signature(path)
+    def _look(self, folder: Path, name: str, now: float) -> _Watched | None:
+        here = self._watched[folder]
+        if name in here:
+            return here[name]
+        found = signature(folder / name)
         if found is None:
             return None
-        earlier = self._seen.get(path)
+        earlier = self._seen.get(folder, {}).get(name)
         watched = earlier if earlier and earlier.signature == found else _Watched(found, now)
-        self._watched[path] = watched
+        here[name] = watched
         return watched
 
     def _content(self, group: Group, now: float) -> tuple[FramepackError | None, bool]:
         """(what is wrong with the files' content, whether to wait for more of it)."""
         for name, read in group.members:
-            watched = self._watched[group.folder / name]
+            watched = self._watched[group.folder][name]
             problem = self._problem(group.folder / name, read.kind, watched)
             if problem is None:
                 continue
@@ -172,39 +242,20 @@ class Inbox:
             return problem, False
         return None, False
 
+    def _begin_judging(self) -> None:
+        """Set, with the first file that this scan looks into, the time at which it leaves the others to the next."""
+        now = time.monotonic()
+        self._judge_until = min(self._judge_until, now + max(self.timing.judge, JUDGE_SHARE * (now - self._started)))
+
     def _problem(self, path: Path, kind: Kind, watched: _Watched) -> FramepackError | None:
         """What is wrong with the content; looked at once, but for a file that cannot be read, which is said once."""
         if not watched.judged:
-            self._judge_until = min(self._judge_until, time.monotonic() + JUDGE_SECONDS)
+            self._begin_judging()
             before, watched.problem = watched.problem, judge(path, kind)
             watched.judged = not isinstance(watched.problem, DropUnreadableError)
             if not watched.judged and before is None and watched.problem:
                 _log.warning("drop_unreadable", file=str(path), reason=watched.problem.message)
         return watched.problem
-
-
-def judge(path: Path, kind: Kind) -> FramepackError | None:
-    """What is wrong with the content of a file that stands still; None when it is whole and good."""
-    try:
-        if kind in (Kind.IMAGE, Kind.END_FRAME):
-            pictures.check(path)
-            return None
-        if kind is Kind.VIDEO:
-            clip.check(path)
-            return None
-        size = path.lstat().st_size
-        if size > MAX_SIDECAR_BYTES:
-            return RequestError(
-                f"{path.name}: is {size} bytes long", hint=f"at most {MAX_SIDECAR_BYTES} bytes are read"
-            )
-        sidecar_fields(path.name, sidecar_bytes(path))
-    except FramepackError as error:
-        return error
-    except OSError as error:
-        return DropUnreadableError(
-            f"{path.name}: cannot be read: {error.strerror}", hint="let the daemon's user read it"
-        )
-    return None
 
 
 def _drop(group: Group, preset: Preset, members: list[_Watched], refusal: FramepackError | None) -> Drop:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
 from framepack_daemon.job import State
-from framepack_daemon.spool.add import Added, Door
-from framepack_daemon.spool.capture import DropChangedError
+from framepack_daemon.spool.add import TAKING, Added, Door
+from framepack_daemon.spool.capture import DropChangedError, release_all
 from framepack_daemon.spool.inbox import Inbox
-from framepack_daemon.spool.watch import Bell, is_remote
+from framepack_daemon.spool.watch import Bell, folder_identity, is_remote
 
 RETRY_SECONDS = 10.0  # after the queue or the drop folder could not be written
+REST = 4.0  # times as long as a look that brought nothing, before the next: of a crowded folder events keep ringing
 
 _log = structlog.get_logger(__name__)
 
@@ -27,9 +29,15 @@ class Intake(threading.Thread):
     """Takes drops from one inbox into one queue until it is stopped."""
 
     def __init__(
-        self, inbox: Inbox, door: Door, entered: Callable[[], None], *, rescan_seconds: float, poll_seconds: float
+        self,
+        inbox: Inbox,
+        door: Door,
+        entered: Callable[[set[str]], None],
+        *,
+        rescan_seconds: float,
+        poll_seconds: float,
     ) -> None:
-        """Call `entered` after each job that came in."""
+        """Call `entered` with the jobs of each drop that came in, new or known."""
         super().__init__(name="intake", daemon=True)
         self._inbox = inbox
         self._door = door
@@ -38,8 +46,15 @@ class Intake(threading.Thread):
         self._poll_seconds = poll_seconds
         self._rung = threading.Event()
         self._ended = threading.Event()
+        self._identities: dict[Path, tuple[int, int] | None] = {}  # of the folders of the last scan
         self._failing = False
-        self._bell = Bell(self._rung.set)
+        self._folders = [inbox.root]  # at the last scan
+        self._bell = Bell(lambda _: self._rung.set())
+
+    def pace(self, rescan_seconds: float, poll_seconds: float) -> None:
+        """Look so often from now on."""
+        self._rescan_seconds, self._poll_seconds = rescan_seconds, poll_seconds
+        self._rung.set()
 
     def stop(self) -> None:
         """End after the drop in hand."""
@@ -64,8 +79,10 @@ class Intake(threading.Thread):
             if not self._failing:
                 _log.error("intake_failed", reason=str(error), retry_seconds=RETRY_SECONDS)
             self._failing = True
+            self._door.writer.troubles.note("intake", error)
             return RETRY_SECONDS
         self._failing = False
+        self._door.writer.troubles.clear("intake")
         return due
 
     def _look(self) -> float | None:
@@ -75,10 +92,15 @@ class Intake(threading.Thread):
         """
         # Watch first: what comes during the scan rings for the next one. A drop may wait for a job to end.
         ends = [self._door.queue.folder(state) for state in (State.DONE, State.FAILED)]
-        self._bell.watch([*self._inbox.folders(), *ends])
+        self._bell.watch([*self._folders, *ends])
+        self._give_back()
+        looked_at = time.monotonic()
         scan = self._inbox.scan()
+        due = scan.due_seconds if scan.folders == self._folders else 0.0
+        self._folders = scan.folders
+        if not scan.drops:
+            self._ended.wait(REST * (time.monotonic() - looked_at))
         failure: OSError | None = None
-        due = scan.due_seconds
         for drop in scan.drops:
             if self._ended.is_set():
                 break
@@ -96,6 +118,16 @@ class Intake(threading.Thread):
             raise failure
         return due
 
+    def _give_back(self) -> None:
+        """Put back what was half taken when a folder or the queue went away, as shares do, once it is there again."""
+        if self._failing:
+            self._door.recover(TAKING)
+        identities = {folder: folder_identity(folder) for folder in self._folders}
+        for folder, identity in identities.items():
+            if self._failing or self._identities.get(folder) != identity:
+                release_all(folder)
+        self._identities = identities
+
     def _tell(self, added: Added, seconds: float) -> None:
         for job in added.jobs:
             if added.refusal:
@@ -104,4 +136,4 @@ class Intake(threading.Thread):
                 _log.info("job_submitted", job=job, seconds=round(seconds, 3))
         for job in added.known:
             _log.info("job_known", job=job)
-        self._entered()
+        self._entered({*added.jobs, *added.known})

@@ -1,12 +1,13 @@
 """The keeper of the state folders: sees what moved, by whomever, and makes the records agree with where things stand.
 
-A pass lists the four folders and compares them with the last pass; only what changed its place is looked at. What it
-remembers is a hint for that comparison, never the state. At start it also clears up what a crash left half done.
+A pass looks at the jobs that something was heard of, or lists the four folders and compares them with what was seen
+before; only what changed its place is entered. What it remembers is a hint for that comparison, never the state. What a
+crash left half done is not its business.
 """
 
 from __future__ import annotations
 
-import re
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -16,15 +17,16 @@ from typing import Any
 import structlog
 
 from framepack_daemon import atomic
-from framepack_daemon.job import ID_DIGITS, OUTCOME_FILE, REQUEST_FILE, Outcome, Run, State, failure, now
+from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Run, State, failure, now
 from framepack_daemon.spool import capture, status, watch
 from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.line import Line, places
 from framepack_daemon.spool.previews import Previews
-from framepack_daemon.spool.queue import PRECEDENCE, Queue
+from framepack_daemon.spool.queue import PRECEDENCE, Queue, is_name
 from framepack_daemon.spool.status import StatusWriter
 
 PREVIOUS_OUTCOME = "outcome.previous.json"
-_TEMPORARY = re.compile(rf"^\..+-[0-9a-f]{{{ID_DIGITS}}}\..+\.[0-9a-f]{{8}}\.tmp$")
+RECORDS_PER_PASS = 1000  # of waiting jobs, read again in each pass over everything: people edit priorities
 
 _log = structlog.get_logger(__name__)
 
@@ -40,58 +42,98 @@ class Keeper:
     outputs: Path
     work_dir: Path
     settle_seconds: float
-    seen: dict[str, State] = field(default_factory=dict)  # where each job stood at the last pass
+    line: Line = field(default_factory=Line)  # the pending jobs in their order
+    seen: dict[str, State] = field(default_factory=dict)  # where each job stood when it was entered
+    _arrived: dict[str, State] = field(default_factory=dict)  # jobs that have to be entered where they stand
+    is_behind: bool = False  # the last pass ended before every job was entered
     _held: frozenset[str] = frozenset()
     _folders: list[tuple[int, int] | None] = field(default_factory=list)
     _strange: dict[str, tuple[tuple[float, ...], float]] = field(default_factory=dict)
+    _to_read: list[str] = field(default_factory=list)  # jobs whose records are read again in the next passes
 
-    def recover(self, drop_folders: Iterable[Path]) -> None:
-        """Finish or undo what the last daemon left half done; before anything else runs."""
-        self.queue.make()
-        self._recover_intake(drop_folders)
-        for path in self.queue.trash.iterdir():
-            atomic.remove_tree(path)
-        for path in self.outputs.iterdir():
-            if _TEMPORARY.match(path.name):
-                path.unlink(missing_ok=True)
-        self._settle_conflicts(self._listing())
-        for job in self.queue.names(State.PROCESSING):
-            if not self.queue.has_outcome(State.PROCESSING, job):
-                _log.info("job_recovered", job=job)
-                self.queue.move(job, State.PROCESSING, State.PENDING)
-        self.tidy(held=frozenset())
-        self._end_vanished()
-        self.previews.settle()
+    def tidy(self, held: frozenset[str], heard: set[str] | None = None, seconds: float = math.inf) -> None:
+        """One pass, over the jobs that something was heard of or else over everything.
 
-    def _recover_intake(self, drop_folders: Iterable[Path]) -> None:
-        for place in sorted(self.queue.building.iterdir()):
-            if not atomic.is_locked(place):
-                _log.info("intake_recovered", place=place.name)
-                self.door.complete(place)
-        for folder in drop_folders:
-            for place in sorted((folder / capture.HIDDEN_FOLDER).glob("*/")):
-                capture.release(place)
-
-    def tidy(self, held: frozenset[str]) -> None:
-        """One pass; `held` are the jobs that a worker has or that are being published."""
+        `held` are the jobs that a worker has or that are being published. Entering ends after so many seconds; the next
+        pass goes on with it.
+        """
         folders = [watch.folder_identity(self.queue.folder(state)) for state in State]
         if None in folders:
             return  # the share is away: that is not "every job was removed"
-        places = self._settle_conflicts(self._listing())
+        same = folders == self._folders
+        everything = heard is None or not same
+        stand = self.settle_conflicts(None if everything else heard)
         self._held = held
-        if folders == self._folders:
-            self._end_removed(self.seen.keys() - places.keys())
+        gone = {name for name in heard or () if is_name(name)} - stand.keys()
+        if everything:
+            gone |= (self.seen.keys() | self._arrived.keys()) - stand.keys()
+        if same:
+            self._end_removed(gone)
         self._folders = folders
-        # What stands in processing/ is looked at in every pass: when nobody holds it, an error kept it there.
-        self.seen = {
-            job: state
-            for job, state in places.items()
-            if (self.seen.get(job) is state is not State.PROCESSING) or self._enter(job, state)
-        }
+        for job in gone:
+            self.seen.pop(job, None)
+            self._arrived.pop(job, None)
+            self.line.discard(job)
+        if everything:
+            self._arrived.clear()
+            self._read_again()
+        for job, state in stand.items():
+            # What stands in processing/ is looked at in every pass: when nobody holds it, an error kept it there.
+            if state is not State.PENDING:
+                self.line.discard(job)
+            if not self.seen.get(job) is state is not State.PROCESSING or (
+                state is State.PENDING and job not in self.line
+            ):
+                self._arrived[job] = state
+        self._enter_arrived(time.monotonic() + seconds)
 
-    def _end_removed(self, jobs: Iterable[str]) -> None:
-        for job in jobs:
-            if self.queue.state_of(job) is None:
+    def is_ready(self, job: str) -> bool:
+        """Whether a job has been entered as pending, which is done now where it was still to be done."""
+        if self._arrived.get(job) is State.PENDING:
+            self._enter(job, self._arrived.pop(job))
+        return self.seen.get(job) is State.PENDING
+
+    def look_again(self, job: str) -> None:
+        """Have a pending job that is not what it seemed entered anew."""
+        self.seen.pop(job, None)
+        self.line.discard(job)
+        self._arrived[job] = State.PENDING
+
+    def _enter_arrived(self, until: float) -> None:
+        """Enter jobs until that time (monotonic); who cannot be entered yet stays for the next pass."""
+        waiting, self._arrived, self.is_behind = list(self._arrived.items()), {}, False
+        for number, (job, state) in enumerate(waiting):
+            if time.monotonic() > until:
+                self._arrived.update(waiting[number:])
+                self.is_behind = True
+                return
+            self._enter(job, state)
+
+    def is_known(self, job: str) -> bool:
+        """Whether a job was seen somewhere, be it entered there or not."""
+        return job in self.seen or job in self._arrived
+
+    def line_up(self) -> None:
+        """Give the pending jobs that are still to be entered their places in the line."""
+        jobs = [job for job, state in self._arrived.items() if state is State.PENDING]
+        for place in places(self.queue.folder(State.PENDING), jobs):
+            self.line.put_at(place)
+
+    def _read_again(self) -> None:
+        """Give some of the waiting jobs the places that their records say now."""
+        if not self._to_read:
+            self._to_read = [job for job, state in self.seen.items() if state is State.PENDING]
+        for job in self._to_read[-RECORDS_PER_PASS:]:
+            run = self.queue.run(State.PENDING, job)
+            if run is not None and run.job == job and job in self.line:
+                self.line.put(run)
+        del self._to_read[-RECORDS_PER_PASS:]
+
+    def _end_removed(self, names: Iterable[str]) -> None:
+        """Say of jobs that are no more that they are not, also of those that went before they were seen."""
+        for job in names:
+            known = job in self.seen or status.read(self.outputs, job) is not None
+            if known and self.queue.state_of(job) is None:
                 _log.info("job_removed", job=job)
                 self.previews.keep(job)
                 self.writer.ended_outside(job)
@@ -105,23 +147,47 @@ class Keeper:
     def moved(self, job: str, state: State) -> None:
         """Hear of a move that the daemon itself made, and that is complete."""
         self.seen[job] = state
+        self._arrived.pop(job, None)
+        run = self.queue.run(state, job) if state is State.PENDING else None
+        if run is not None:
+            self.line.put(run)
+        else:
+            self.line.discard(job)
 
-    def _listing(self) -> dict[State, list[str]]:
-        return {state: self.queue.names(state) for state in PRECEDENCE}
+    def _listing(self, heard: set[str] | None) -> dict[State, list[str]]:
+        """Names by state: of every job, or of those that something was heard of and those in processing."""
+        if heard is None:
+            return {state: self.queue.names(state) for state in PRECEDENCE}
+        names = [name for name in heard if is_name(name)]
+        return {
+            state: self.queue.names(state)
+            if state is State.PROCESSING
+            else [name for name in names if self.queue.path(state, name).is_dir()]
+            for state in PRECEDENCE
+        }
 
-    def _settle_conflicts(self, listing: dict[State, list[str]]) -> dict[str, State]:
-        """Where each job stands; the same id in a second state is set aside."""
-        places: dict[str, State] = {}
-        for state, jobs in listing.items():
+    def settle_conflicts(self, heard: set[str] | None = None) -> dict[str, State]:
+        """Where each job stands, or each that something was heard of; the same id in a second state is set aside."""
+        stand: dict[str, State] = {}
+        for state, jobs in self._listing(heard).items():
             for job in jobs:
-                if places.setdefault(job, state) is not state and self.queue.path(places[job], job).is_dir():
+                if stand.setdefault(job, state) is not state and self.queue.path(stand[job], job).is_dir():
                     aside = self.queue.set_aside(self.queue.path(state, job))
-                    _log.warning("job_conflict", job=job, kept=places[job], aside=aside.name)
-        return places
+                    _log.warning("job_conflict", job=job, kept=stand[job], aside=aside.name)
+        return stand
 
-    def _enter(self, job: str, state: State) -> bool:
-        """Do what a job's arrival in a state asks for; False to look at it again in the next pass."""
+    def _enter(self, job: str, state: State) -> None:
+        """Do what a job's arrival in a state asks for, or see to it that it is looked at again in the next pass."""
+        if self._is_entered(job, state):
+            self.seen[job] = state
+        else:
+            self.seen.pop(job, None)
+            self._arrived.setdefault(job, state)
+
+    def _is_entered(self, job: str, state: State) -> bool:
         try:
+            if job not in self.seen:
+                self.queue.remove_torn(state, job)
             match state:
                 case State.PENDING:
                     return self._enter_pending(job, interrupted=self.seen.get(job) is State.PROCESSING)
@@ -147,16 +213,19 @@ class Keeper:
         if self.queue.has_outcome(State.PENDING, job):
             if job in self._held:
                 return False  # it was cancelled and retried before its worker let go of it
-            video = (atomic.read_json(folder / OUTCOME_FILE) or {}).get("video")
-            earlier = video.get("sha256") if isinstance(video, dict) else None
-            videos = (*run.videos, earlier) if earlier else run.videos
-            self.queue.save_run(State.PENDING, run.requeued(attempts=0, started_at=None, videos=videos))
+            run = run.requeued(attempts=0, started_at=None, videos=_videos(folder, run))
+            self.queue.save_run(State.PENDING, run)
             self.discard_scratch(job)
             (folder / OUTCOME_FILE).replace(folder / PREVIOUS_OUTCOME)
             _log.info("job_retried", job=job)
+            self.writer.write(job, State.PENDING)
         elif interrupted:
-            self.queue.save_run(State.PENDING, run.requeued(attempts=max(run.attempts - 1, 0)))
-        self.writer.write(job, State.PENDING)
+            run = run.requeued(attempts=max(run.attempts - 1, 0))
+            self.queue.save_run(State.PENDING, run)
+            self.writer.write(job, State.PENDING)
+        elif not self._is_told(job, State.PENDING):
+            self.writer.write(job, State.PENDING)
+        self.line.put(run)
         return True
 
     def _refuse_pruned(self, run: Run) -> None:
@@ -168,12 +237,16 @@ class Keeper:
             "hint": f"`framepack-daemon remove {run.job}` forgets it; then drop the files again",
         }
         atomic.write_json(folder / OUTCOME_FILE, (atomic.read_json(folder / OUTCOME_FILE) or {}) | failure(problem))
+        self.writer.write(run.job, State.PENDING, state=State.FAILED)
         self.queue.move(run.job, State.PENDING, State.FAILED)
-        self.writer.write(run.job, State.FAILED)
 
     def _enter_processing(self, job: str) -> bool:
         if job not in self._held and not self.queue.has_outcome(State.PROCESSING, job):
-            self.queue.move(job, State.PROCESSING, State.PENDING)
+            run = self.queue.run(State.PROCESSING, job)
+            if run is not None and run.job == job:
+                self.uncharge(job)  # its claim failed half way, for a disk's sake
+            else:
+                self.queue.move(job, State.PROCESSING, State.PENDING)
             return False
         return True
 
@@ -182,9 +255,16 @@ class Keeper:
         run = self.queue.run(state, job)
         if run is None:
             return True
-        if self.queue.has_outcome(state, job):
+        if state is State.FAILED and _is_completed(folder):
+            # Moved here from done/, straight or after it was put back to run again and before that was seen.
+            if run.job == job:
+                self.queue.save_run(state, replace(run, videos=_videos(folder, run)))
+            (folder / OUTCOME_FILE).replace(folder / PREVIOUS_OUTCOME)
+        elif self.queue.has_outcome(state, job):
             # It was moved by hand, or a crash came before its status was written.
-            if job in self.seen or not status.path(self.outputs, job).exists():
+            if job in self.seen or not self._is_told(job, state):
+                if state is State.FAILED:
+                    self.previews.keep(job)
                 self.writer.write(job, state)
             return True
         if run.job == job:
@@ -203,6 +283,10 @@ class Keeper:
         _log.info("job_cancelled", job=job)
         return True
 
+    def _is_told(self, job: str, state: State) -> bool:
+        """Whether the status file says that the job is in that state."""
+        return self.writer.says(job) == state
+
     def _stands_still(self, folder: Path) -> bool:
         """Whether a folder that someone is perhaps still copying has stood still for long enough."""
         looks = tuple(number for path in sorted(folder.iterdir()) for number in path.lstat()[6:9])
@@ -215,14 +299,6 @@ class Keeper:
         del self._strange[folder.name]
         return True
 
-    def _end_vanished(self) -> None:
-        """Say of jobs that were removed while no daemon ran that they are no more."""
-        for path in self.outputs.glob(f"*{status.SUFFIX}"):
-            job = path.name.removesuffix(status.SUFFIX)
-            if job not in self.seen and self.queue.state_of(job) is None:
-                self.previews.keep(job)
-                self.writer.ended_outside(job)
-
     def uncharge(self, job: str) -> None:
         """Put a job that was stopped in good order back to its place in the queue, with no attempt charged."""
         run = self.queue.run(State.PROCESSING, job)
@@ -231,3 +307,15 @@ class Keeper:
         self.queue.move(job, State.PROCESSING, State.PENDING)
         self.writer.write(job, State.PENDING)
         self.moved(job, State.PENDING)
+
+
+def _is_completed(folder: Path) -> bool:
+    """Whether the outcome in a job's directory says that its video is ready."""
+    return (atomic.read_json(folder / OUTCOME_FILE) or {}).get("outcome") == Outcome.COMPLETED
+
+
+def _videos(folder: Path, run: Run) -> tuple[str, ...]:
+    """SHA-256 of what a job published, the last time included."""
+    video = (atomic.read_json(folder / OUTCOME_FILE) or {}).get("video")
+    last = video.get("sha256") if isinstance(video, dict) else None
+    return (*run.videos, last) if last and last not in run.videos else run.videos

@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -101,6 +102,19 @@ def _remove(queue: Queue, job: str, state: State) -> str:
     return f"{job}: removed" + (" and stopped" if state is State.PROCESSING else "")
 
 
+def prioritise(queue: Queue, job: str, priority: int) -> str:
+    """Give a job that waits another priority; the daemon reads it within its next looks at the folders."""
+
+    def act(queue: Queue, job: str, state: State) -> str:
+        run = queue.run(state, job)
+        if state is not State.PENDING or run is None:
+            raise StateError(f"{job}: does not wait; it is {state}", hint="only what waits has a place in the line")
+        queue.save_run(state, replace(run, priority=priority))
+        return f"{job}: waits with priority {priority}"
+
+    return _attempt(queue, job, act)
+
+
 def _attempt(queue: Queue, job: str, act: Callable[[Queue, str, State], str]) -> str:
     """Do `act` in the state that the job is in; when it moves under our hands, look again."""
     for _ in range(RACES):
@@ -124,8 +138,9 @@ def _published(queue: Queue, job: str, state: State) -> bool:
 
 
 def _ending(queue: Queue, job: str) -> str:
-    outcome = atomic.read_json(queue.path(State.FAILED, job) / OUTCOME_FILE) or {}
-    return str(outcome.get("outcome") or Outcome.CANCELLED)
+    """How a job in `failed/` ended; one that was done before, as the daemon has not seen yet, by being moved there."""
+    outcome = (atomic.read_json(queue.path(State.FAILED, job) / OUTCOME_FILE) or {}).get("outcome")
+    return str(Outcome.CANCELLED if outcome in (None, Outcome.COMPLETED) else outcome)
 
 
 def pause(queue: Queue) -> str:
@@ -139,9 +154,10 @@ def pause(queue: Queue) -> str:
 
 def resume(queue: Queue) -> str:
     """Start jobs again."""
-    if not queue.paused:
+    try:
+        queue.pause_file.unlink()
+    except FileNotFoundError:
         return "not paused"
-    queue.pause_file.unlink(missing_ok=True)
     return "resumed"
 
 
@@ -183,9 +199,7 @@ def _prune(queue: Queue, outputs: Path, state: State, job: str, *, videos: bool,
     folder = queue.path(state, job)
     outcome = atomic.read_json(folder / OUTCOME_FILE) or {}
     published = (outcome.get("video") or {}).get("file")
-    if forget:
-        queue.discard(folder)
-    else:
+    if not forget:
         extra = [path for path in folder.iterdir() if path.name not in (RUN_FILE, OUTCOME_FILE)]
         if not extra and not videos:
             return False
@@ -197,4 +211,6 @@ def _prune(queue: Queue, outputs: Path, state: State, job: str, *, videos: bool,
         names += [Path(published).name] if published else []
     for name in names:
         (outputs / name).unlink(missing_ok=True)
+    if forget:
+        queue.discard(folder)  # last: as long as it is there, the rest can be pruned again
     return True

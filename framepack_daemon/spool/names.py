@@ -57,14 +57,14 @@ _FOREIGN_FOLDER = re.compile(
 
 def read(name: str) -> Name | None:
     """What a file's name says; None for a file that is never part of a drop."""
-    text = unicodedata.normalize("NFC", name)
+    text = name if name.isascii() else unicodedata.normalize("NFC", name)
     if _FOREIGN.search(text) or _PUBLISHED.search(text) or text.casefold() == DEFAULTS_NAME:
         return None
     stem, dot, extension = text.rpartition(".")
     suffix = (dot + extension).casefold()
     if not stem:
         return None
-    conflict = _CONFLICT.search(stem) is not None
+    conflict = "conflict" in stem.casefold() and _CONFLICT.search(stem) is not None
     if suffix in image.SUFFIXES:
         if stem.casefold().endswith(END_FRAME_MARK) and len(stem) > len(END_FRAME_MARK):
             return Name(stem[: -len(END_FRAME_MARK)], Kind.END_FRAME, conflict)

@@ -9,7 +9,9 @@ whatever bears one is taken for the job's own. Trouble is logged once and stops 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
@@ -17,6 +19,7 @@ import structlog
 from framepack_daemon import atomic
 from framepack_daemon.job import JOB_ID, OUTCOME_FILE, Outcome, State
 from framepack_daemon.scratch import PREVIEW, STEP_PICTURE
+from framepack_daemon.spool.mounts import Anchor
 from framepack_daemon.spool.queue import Queue
 
 # Behind `<job>.` in outputs, the first two as in scratch.
@@ -34,6 +37,7 @@ class Previews:
         self._queue = queue
         self._outputs = outputs
         self._work_dir = work_dir
+        self._anchor = Anchor(outputs)
         self._lock = threading.Lock()  # held while a name in outputs changes, not while a copy is made
         self._changed = threading.Condition(self._lock)
         self._waiting: dict[tuple[str, str], None] = {}  # job and name, in order
@@ -81,18 +85,17 @@ class Previews:
                     preview.replace(partial)
         except OSError as error:
             self._say(job, error)
-        return partial.name if partial.exists() else None
+        return partial.name if os.path.lexists(partial) else None
 
-    def settle(self) -> None:
-        """Bring the names of what an earlier daemon left up to date."""
-        for name in (PREVIEW, STEP_PICTURE):
-            for path in self._outputs.glob(f"*.{name}"):
-                job = path.name.removesuffix(f".{name}")
-                state = self._queue.state_of(job) if JOB_ID.fullmatch(job) else None
-                if state is State.DONE:
-                    self.discard(job)
-                elif state is State.FAILED:
-                    self.keep(job)
+    def settle(self, published: Iterable[str]) -> None:
+        """Bring the names of what an earlier daemon left in outputs up to date."""
+        for file in published:
+            job = next((file.removesuffix(f".{name}") for name in (PREVIEW, STEP_PICTURE) if file.endswith(name)), "")
+            state = self._queue.state_of(job) if JOB_ID.fullmatch(job) else None
+            if state is State.DONE:
+                self.discard(job)
+            elif state is State.FAILED:
+                self.keep(job)
 
     def _serve(self) -> None:
         while True:
@@ -114,6 +117,7 @@ class Previews:
     def _copy(self, job: str, name: str) -> None:
         source = self._work_dir / job / name
         hidden = self._outputs / atomic.hidden_name(f"{job}.{name}")
+        self._anchor.expect()
         try:
             atomic.copy(source, hidden, durable=name == PREVIEW)
             with self._lock:
@@ -143,4 +147,4 @@ class Previews:
 def published(outputs: Path, job: str) -> str | None:
     """Name of what there is to see of a job without a video, in outputs: its preview, else its partial video."""
     names = (f"{job}.{name}" for name in (PREVIEW, PARTIAL))
-    return next((name for name in names if (outputs / name).exists()), None)
+    return next((name for name in names if os.path.lexists(outputs / name)), None)

@@ -7,7 +7,6 @@ kept, the end of the previews, the status, the move to `done/`. Running it again
 
 from __future__ import annotations
 
-import glob
 import os
 import time
 from dataclasses import dataclass
@@ -87,7 +86,8 @@ class Publisher:
         for name, suffix in PICTURES.items():
             picture = self.work_dir / job / name
             if picture.exists():
-                atomic.write_bytes(self.outputs / f"{job}.{suffix}", picture.read_bytes())
+                # The status, which is written into the same folder next, syncs that.
+                atomic.write_bytes(self.outputs / f"{job}.{suffix}", picture.read_bytes(), sync_parent=False)
 
     def _keep_latents(self, job: str, folder: Path) -> None:
         """Bring what another job needs to continue this one into its directory, where it is kept."""
@@ -102,7 +102,6 @@ class Publisher:
 
     def _publish_video(self, run: Run, sha256: str) -> str:
         """Bring the video under a name that is free or was this job's own; the name."""
-        self._remove_leftovers(run.job)
         source = self.work_dir / run.job / VIDEO
         for number in range(1, MAX_NAMES):
             target = self.outputs / (f"{run.job}.mp4" if number == 1 else f"{run.job}.{number}.mp4")
@@ -130,11 +129,6 @@ class Publisher:
         except BaseException:
             hidden.unlink(missing_ok=True)
             raise
-
-    def _remove_leftovers(self, job: str) -> None:
-        """Remove hidden copies that a crash left."""
-        for path in self.outputs.glob(f".{glob.escape(job)}.mp4.*.tmp"):
-            path.unlink(missing_ok=True)
 
 
 def _digest(path: Path) -> str | None:

@@ -1,22 +1,31 @@
 """The four state folders: where jobs stand, and the one way in which they change place.
 
-The folder a job stands in is its state; this module lists, finds and renames, and keeps nothing in memory but a
-cache of records that it checks by the record's inode and time stamp. Knows neither drops nor workers.
+The folder a job stands in is its state; this module lists, finds and renames, and keeps nothing in memory. Knows
+neither drops nor workers.
 """
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from framepack_daemon import atomic
-from framepack_daemon.job import OUTCOME_FILE, RUN_FILE, Run, State
+from framepack_daemon.job import OUTCOME_FILE, OWN_FILES, RUN_FILE, Run, State
+from framepack_daemon.spool.capture import ORIGIN_FILE
+from framepack_daemon.spool.line import places
 
 # Where the same id stands twice, the first of these is the job and the other a conflict.
 PRECEDENCE = (State.PROCESSING, State.DONE, State.FAILED, State.PENDING)
 MAX_NAME_BYTES = 255
 MAX_ASIDE_BYTES = 200  # of a directory's name that one set aside keeps; the rest is for `.conflict-N.status.json`
+# What a crash leaves in a job's directory: records half written, and where its files came from.
+_TORN = re.compile(
+    rf"\.({'|'.join(map(re.escape, sorted(OWN_FILES)))})\.[0-9a-f]{{8}}\.tmp|{re.escape(ORIGIN_FILE)}",
+)
 
 
 class Queue:
@@ -27,12 +36,18 @@ class Queue:
         self.building = root / ".building"  # jobs that are being put together; never a state
         self.trash = root / ".trash"  # jobs that are being removed
         self.pause_file = root / "pause"
-        self._records: dict[str, tuple[tuple[int, int], Run | None]] = {}
 
     def make(self) -> None:
-        """Make the folders that are missing."""
+        """Make the folders that are missing, and remove those that a crash left half made."""
+        for torn in self.root.glob(".*.tmp"):
+            torn.rmdir()
         for folder in (*(self.root / state for state in State), self.building, self.trash):
-            atomic.make_folder(folder)
+            if not folder.is_dir():
+                # Under a hidden name first: one that is there has its mode, whenever a crash comes.
+                hidden = folder.with_name(atomic.hidden_name(folder.name))
+                atomic.make_folder(hidden)
+                with contextlib.suppress(FileExistsError):
+                    atomic.move(hidden, folder)
 
     def folder(self, state: State) -> Path:
         """The folder of a state."""
@@ -77,23 +92,27 @@ class Queue:
         """Replace the job's record where it stands; FileNotFoundError when it does not stand there."""
         atomic.write_json(self.path(state, run.job) / RUN_FILE, run.as_dict())
 
+    def remove_torn(self, state: State, job: str) -> None:
+        """Remove what a crash has left in the job's directory."""
+        with os.scandir(self.path(state, job)) as entries:
+            torn = [entry.path for entry in entries if _TORN.fullmatch(entry.name)]
+        for path in torn:
+            Path(path).unlink(missing_ok=True)
+
     def waiting(self) -> list[str]:
         """Ids of the pending jobs in the order in which they will run: priority, then how long they have waited."""
-        order: list[tuple[int, str, str]] = []
-        seen: dict[str, tuple[tuple[int, int], Run | None]] = {}
-        for job in self.names(State.PENDING):
+        return [job for *_, job in sorted(places(self.folder(State.PENDING), self.names(State.PENDING)))]
+
+    def newest(self, state: State, rows: int) -> list[str]:
+        """The jobs that came into the state last, newest first, at most so many."""
+
+        def entered(job: str) -> int:
             try:
-                found = (self.path(State.PENDING, job) / RUN_FILE).lstat()
+                return self.path(state, job).stat().st_ctime_ns  # a rename sets it
             except FileNotFoundError:
-                continue
-            stamp = found.st_ino, found.st_mtime_ns
-            known = self._records.get(job)
-            seen[job] = known if known and known[0] == stamp else (stamp, self.run(State.PENDING, job))
-            run = seen[job][1]
-            if run is not None:
-                order.append((-run.priority, run.queued_at, job))
-        self._records = seen
-        return [job for *_, job in sorted(order)]
+                return 0
+
+        return heapq.nlargest(rows, self.names(state), key=entered)
 
     def set_aside(self, path: Path, name: str = "") -> Path:
         """Move a directory that clashes with a job to `failed/<name>.conflict-N`; where it is now.
@@ -119,8 +138,11 @@ class Queue:
 
     @property
     def paused(self) -> bool:
-        """Whether `queue/pause` is there: no job is started."""
-        return self.pause_file.exists()
+        """Whether `queue/pause` is there: no job is started. False where that cannot be told, as on a stale share."""
+        try:
+            return self.pause_file.exists()
+        except OSError:
+            return False
 
     def requeue(self, job: str, source: State) -> None:
         """Put a job that cannot run now behind the others of its priority."""

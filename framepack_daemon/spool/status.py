@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ import structlog
 from framepack_daemon import atomic
 from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Role, Run, State
 from framepack_daemon.spool import previews
+from framepack_daemon.spool.mounts import Anchor
 from framepack_daemon.spool.queue import Queue
+from framepack_daemon.spool.troubles import Troubles
 
 SUFFIX = ".status.json"
 # What is said of a job whose files were dropped again.
@@ -34,7 +36,14 @@ class StatusWriter:
 
     queue: Queue
     outputs: Path
+    troubles: Troubles = field(default_factory=Troubles)
+    tell: Callable[[str, Mapping[str, Any]], None] = lambda _job, _body: None  # who else wants to know what is said
     failing: bool = field(default=False, init=False)  # the last write failed; said once
+    anchor: Anchor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Remember what `outputs` is mounted on."""
+        self.anchor = Anchor(self.outputs)
 
     def write(self, job: str, place: State, **changes: Any) -> None:
         """Write the status of a job that stands in `place`; `changes` are fields of the file (design section 7)."""
@@ -48,14 +57,20 @@ class StatusWriter:
             if place is State.FAILED or changes.get("state") is State.FAILED:
                 body["message"] += _partial(body["preview"])
             body |= changes
-            self._put(job, body, durable=body["state"] in (State.DONE, State.FAILED))
+            self._put(job, body)
 
     def amend(self, job: str, **changes: Any) -> None:
         """Change fields of a status file that is there."""
         with self._lock():
             body = read(self.outputs, job)
             if body is not None:
-                self._put(job, body | changes, durable=False)
+                self._put(job, body | changes)
+
+    def says(self, job: str) -> str | None:
+        """The state that a job's status file says; whoever wants to know hears what else is in it."""
+        body = read(self.outputs, job) or {}
+        self.tell(job, body)
+        return body.get("state")
 
     def dropped_again(self, job: str, place: State) -> None:
         """Say that the job's files came once more, beside what there is to say of it."""
@@ -72,6 +87,8 @@ class StatusWriter:
             preview = previews.published(self.outputs, job)
             changes = {"preview": preview, "message": f"removed from the queue{_partial(preview)}", "progress": None}
             self.amend(job, state=State.FAILED, outcome=Outcome.CANCELLED, **changes)
+        if body is None or body.get("state") != State.DONE:
+            self.tell(job, {})  # there is nothing more to be told of it
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -81,15 +98,20 @@ class StatusWriter:
                 held.enter_context(atomic.locked(self.outputs))
             yield
 
-    def _put(self, job: str, body: dict[str, Any], *, durable: bool) -> None:
+    def _put(self, job: str, body: dict[str, Any]) -> None:
+        durable = body.get("state") in (State.DONE, State.FAILED)  # others are written again at the next start
         try:
+            self.anchor.expect()
             atomic.write_json(path(self.outputs, job), body, durable=durable)
         except OSError as error:
             if not self.failing:
                 _log.warning("status_not_written", folder=str(self.outputs), reason=str(error))
             self.failing = True
+            self.troubles.note("status files", error)
         else:
             self.failing = False
+            self.troubles.clear("status files")
+        self.tell(job, body)
 
 
 def path(outputs: Path, job: str) -> Path:
@@ -99,7 +121,20 @@ def path(outputs: Path, job: str) -> Path:
 
 def read(outputs: Path, job: str) -> dict[str, Any] | None:
     """The status file of a job; None when there is none that can be read."""
-    return atomic.read_json(path(outputs, job))
+    try:
+        return atomic.read_json(path(outputs, job))
+    except OSError:  # outputs is broken or closed to us: the job's own records say what there is to say
+        return None
+
+
+def current(queue: Queue, outputs: Path, state: State, job: str) -> dict[str, Any]:
+    """A job's status file, its state taken from the folder it stands in."""
+    body = read(outputs, job)
+    if body is None or body.get("state") != state:
+        # The file is away, or lags behind the folder for a moment: the job's own records say what there is to say.
+        run = queue.run(state, job)
+        body = compose(queue, run, state) if run else {"message": "has no readable record"}
+    return body | {"job": job, "state": str(state)}
 
 
 def compose(queue: Queue, run: Run, state: State) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The bell: file system events that wake a scan sooner than its timer would.
 
-An event says only that something may have changed; what is there, the scan finds out. Watches are not recursive, are
-set anew when a folder was deleted and made again, and are left out on file systems that do not tell of other hosts'
-changes.
+An event says only that something of that name may have changed; what is there, the scan finds out. Watches are not
+recursive, are set anew when a folder was deleted and made again, and are left out on file systems that do not tell of
+other hosts' changes.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ REMOTE_FILE_SYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "cep
 
 
 class Bell(FileSystemEventHandler):
-    """Rings `ring` when something changes in one of the watched folders."""
+    """Rings `ring` when something changes in one of the watched folders, with the names of what may have changed."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self, ring: Callable[[set[str]], None]) -> None:
         self._ring = ring
-        self._observer: BaseObserver = Observer()
+        self._observer: BaseObserver | None = None  # made when it is needed: it may be refused
         self._watches: dict[Path, tuple[tuple[int, int], ObservedWatch | None]] = {}
-        self._started = False
         self._warned = False
 
     def watch(self, folders: Iterable[Path]) -> None:
@@ -64,13 +63,18 @@ class Bell(FileSystemEventHandler):
             if path not in self._watches:
                 self._watches[path] = identity, self._schedule(path)
 
-    def on_any_event(self, event: FileSystemEvent) -> None:  # noqa: ARG002  the scan finds out what it was
+    @property
+    def is_deaf(self) -> bool:
+        """Whether changes in one of the folders may go unheard: scans have to be frequent."""
+        return any(watch is None for _, watch in self._watches.values())
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
         """Ring."""
-        self._ring()
+        self._ring({Path(os.fsdecode(path)).name for path in (event.src_path, event.dest_path)})
 
     def stop(self) -> None:
         """End the watching thread."""
-        if self._started:
+        if self._observer is not None:
             self._observer.stop()
             self._observer.join()
 
@@ -78,19 +82,20 @@ class Bell(FileSystemEventHandler):
         if is_remote(path):
             return None
         try:
-            if not self._started:
-                self._observer.start()
-                self._started = True
+            if self._observer is None:
+                observer: BaseObserver = Observer()
+                observer.start()
+                self._observer = observer
             return self._observer.schedule(self, str(path), recursive=False, event_filter=_TELLING)
         except OSError as error:  # no watches or no instances left: the timer still scans
             if not self._warned:
-                _log.warning("no_file_events", folder=str(path), reason=error.strerror, hint="scans go on by the timer")
+                _log.warning("no_file_events", folder=str(path), reason=str(error), hint="scans go on by the timer")
             self._warned = True
             return None
 
     def _forget(self, path: Path) -> None:
         _, watch = self._watches.pop(path)
-        if watch is not None:
+        if watch is not None and self._observer is not None:
             self._observer.unschedule(watch)
 
 

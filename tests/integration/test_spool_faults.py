@@ -26,7 +26,7 @@ from framepack_daemon.spool import lock as locks
 from framepack_daemon.spool.drop import Drop, Part, known_as
 from framepack_daemon.spool.groups import halves
 from framepack_daemon.spool.inbox import Inbox
-from framepack_daemon.spool.intake import Intake
+from framepack_daemon.spool.intake import RETRY_SECONDS, Intake
 from framepack_daemon.spool.lock import FolderLock
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
@@ -40,7 +40,7 @@ def job(bench: Bench) -> str:
     """A pending job that the keeper knows."""
     bench.drop()
     name = bench.take_one()
-    bench.keeper.recover([bench.inbox])
+    bench.recover()
     return name
 
 
@@ -78,7 +78,7 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
 @pytest.fixture
 def intake(bench: Bench) -> Iterator[Intake]:
     """The intake thread, at work."""
-    thread = Intake(bench.scanner, bench.door, lambda: None, rescan_seconds=0.05, poll_seconds=0.05)
+    thread = Intake(bench.scanner, bench.door, lambda _: None, rescan_seconds=0.05, poll_seconds=0.05)
     thread.start()
     yield thread
     thread.stop()
@@ -213,7 +213,7 @@ def test_two_who_enter_the_same_at_the_same_moment_make_one_job(bench: Bench, pi
     entered = {job for _ in range(15) for job in answers.get(timeout=60)}
     for racer in racers:
         racer.join()
-    bench.keeper.recover([bench.inbox])
+    bench.recover()
     assert set(bench.jobs(State.PENDING)) == entered
     assert len(entered) == 5
     assert not list(bench.queue.building.iterdir())
@@ -263,13 +263,37 @@ def _captured(bench: Bench) -> Path:
 def test_what_comes_back_to_a_folder_that_is_gone_finds_it_again(bench: Bench) -> None:
     _captured(bench)
     shutil.rmtree(bench.inbox)
-    bench.keeper.recover([bench.inbox])
+    bench.recover()
     assert bench.left() == ["beach.json", "beach.png"]
+
+
+def test_what_a_queue_that_went_away_kept_is_taken_when_it_is_back(bench: Bench) -> None:
+    """The pair was on its way into the queue; what was taken of it could not be put back then."""
+    place, building = _captured(bench), bench.queue.building
+    thread = Intake(bench.scanner, bench.door, lambda _: None, rescan_seconds=0.05, poll_seconds=0.05)
+
+    def fail_with(stem: str) -> None:
+        bench.drop(stem)
+        away = building.rename(bench.root / "away")
+        building.touch()  # nothing can be built there
+        assert thread._try_to_look() == RETRY_SECONDS
+        building.unlink()
+        away.rename(building)
+
+    with atomic.locked(place):  # it is being worked on
+        fail_with("other")
+        thread._try_to_look()
+    assert [job[:5] for job in bench.jobs(State.PENDING)] == ["other"]
+    fail_with("third")
+    thread._try_to_look()
+    thread._try_to_look()
+    assert [job[:5] for job in bench.jobs(State.PENDING)] == ["beach", "other", "third"]
+    assert bench.left() == []
 
 
 def test_what_comes_back_replaces_nothing_and_stays_together(bench: Bench) -> None:
     place = _captured(bench)
-    bench.put("beach.png")
+    bench.put("beach.png", b"newer")
 
     def die_after_one() -> None:
         move, count = atomic.move, [0]
@@ -287,7 +311,7 @@ def test_what_comes_back_replaces_nothing_and_stays_together(bench: Bench) -> No
     if child == 0:
         die_after_one()
     os.waitpid(child, 0)
-    bench.keeper.recover([bench.inbox])
+    bench.recover()
     assert bench.left() == ["beach (restored 1).json", "beach (restored 1).png", "beach.png"]
     assert bench.take_one().startswith("beach-restored-1-")
 
@@ -448,6 +472,18 @@ def test_a_name_as_long_as_names_can_be_is_set_aside_too(bench: Bench, job: str)
     assert bench.status(aside)["state"] == "failed"
 
 
+@pytest.mark.parametrize("state", State)
+def test_a_folder_whose_name_leaves_no_room_may_come_and_go(bench: Bench, state: State) -> None:
+    strange = bench.queue.path(state, "x" * 255)
+    strange.mkdir()
+    bench.recover()
+    bench.keeper.tidy(NOTHING)
+    for path in (strange, *bench.queue.folder(State.FAILED).glob("x*")):
+        shutil.rmtree(path, ignore_errors=True)
+    bench.keeper.tidy(NOTHING, {strange.name})
+    bench.keeper.tidy(NOTHING)
+
+
 @pytest.mark.parametrize(("source", "target"), [(State.DONE, State.FAILED), (State.FAILED, State.DONE)])
 def test_the_status_follows_an_ended_job_that_is_moved(bench: Bench, job: str, source: State, target: State) -> None:
     bench.queue.move(job, State.PENDING, source)
@@ -604,3 +640,29 @@ def test_a_drop_by_copies_and_bytes_leaves_its_sources(bench: Bench, picture: Pa
     added = bench.door.add(Drop(os.fsdecode(b"\xe9"), parts))
     assert added.jobs
     assert picture.exists()
+
+
+def test_a_lock_file_that_a_mirroring_tool_deletes_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "inbox" / ".framepack-daemon" / "lock"
+    lock = FolderLock(path, "the inbox")
+    shutil.rmtree(path.parent)
+    lock.beat()
+    with pytest.raises(QueueHeldError):
+        FolderLock(path, "the inbox")
+    shutil.rmtree(path.parent.parent)
+    lock.beat()
+    assert not path.parent.parent.exists(), "a drop folder that is away is not made by its lock"
+    path.parent.parent.mkdir()
+    lock.beat()
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    lock.release()
+
+
+def test_who_lost_its_lock_file_to_another_daemon_is_told(tmp_path: Path) -> None:
+    first = FolderLock(tmp_path / "lock", "the inbox")
+    (tmp_path / "lock").unlink()
+    second = FolderLock(tmp_path / "lock", "the inbox")
+    with pytest.raises(QueueHeldError):
+        first.beat()
+    second.release()
+    first.release()

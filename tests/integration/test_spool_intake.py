@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -426,7 +427,8 @@ def test_thousands_of_names_are_scanned_in_order(bench: Bench) -> None:
 def test_of_many_pairs_the_first_are_given_before_all_are_looked_at(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox, "JUDGE_SECONDS", 0.0)
+    bench.scanner.timing = replace(bench.scanner.timing, judge=0.0)
+    monkeypatch.setattr(inbox, "JUDGE_SHARE", 0.0)
     stems = ["a", "b", "c", "d"]
     for stem in stems:
         bench.drop(stem)

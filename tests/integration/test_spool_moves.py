@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import pytest
+from crash import lifecycle, restarted
 from spool_bench import Bench
 
 from framepack_daemon import atomic
 from framepack_daemon.errors import QueueHeldError, StateError, UnknownJobError
-from framepack_daemon.job import State
+from framepack_daemon.job import Run, State
 from framepack_daemon.spool import moves
 from framepack_daemon.spool.lock import FolderLock
 from framepack_daemon.spool.publish import LostVideoError
@@ -26,7 +28,7 @@ def job(bench: Bench) -> str:
     """A pending job that the keeper knows."""
     bench.drop()
     name = bench.take_one()
-    bench.keeper.recover([bench.inbox])
+    bench.recover()
     return name
 
 
@@ -174,7 +176,7 @@ def test_a_vanished_job_is_said_to_be_cancelled(bench: Bench, job: str) -> None:
 def test_a_job_that_vanished_while_no_daemon_ran_is_noticed(bench: Bench, job: str) -> None:
     bench.queue.path(State.PENDING, job).rename(bench.root / "elsewhere")
     bench.keeper.seen.clear()
-    bench.keeper.recover([bench.inbox])
+    bench.recover()
     assert bench.status(job)["outcome"] == "cancelled"
 
 
@@ -209,7 +211,7 @@ def test_the_same_id_twice_sets_the_second_aside(bench: Bench, job: str, first: 
 
 
 def test_a_folder_of_files_put_into_pending_becomes_a_job(bench: Bench, picture: Path) -> None:
-    bench.keeper.recover([bench.inbox])
+    bench.recover()
     folder = bench.queue.path(State.PENDING, "by hand")
     folder.mkdir()
     (folder / "sea.png").write_bytes(picture.read_bytes())
@@ -269,6 +271,32 @@ def test_a_job_s_own_earlier_video_is_replaced(bench: Bench, job: str) -> None:
     assert (bench.outputs / f"{job}.mp4").read_bytes() == b"second"
 
 
+@pytest.mark.parametrize("way", [(State.FAILED,), (State.PENDING, State.FAILED)], ids=["straight", "after a retry"])
+@pytest.mark.parametrize("seen", ["at the bell", "at the next start"])
+def test_a_done_job_that_is_moved_to_failed_is_cancelled(
+    bench: Bench, job: str, way: tuple[State, ...], seen: str
+) -> None:
+    _rendered(bench, job, b"first")
+    bench.publisher.finish(job)
+    bench.keeper.tidy(NOTHING)
+    for source, target in pairwise((State.DONE, *way)):
+        bench.queue.move(job, source, target)
+    assert "already cancelled" in moves.cancel(bench.queue, job), "before the daemon has seen it"
+    if seen == "at the bell":
+        bench.keeper.tidy(NOTHING, {job})
+    else:
+        restarted(bench).recover()
+    status = bench.status(job)
+    assert (status["state"], status["outcome"], status["video"]) == ("failed", "cancelled", None)
+    assert "already cancelled" in moves.cancel(bench.queue, job)
+    assert (bench.outputs / f"{job}.mp4").read_bytes() == b"first"
+
+    moves.retry(bench.queue, job)
+    bench.keeper.tidy(NOTHING)
+    _rendered(bench, job, b"second")
+    assert bench.publisher.finish(job) == f"{job}.mp4", "its own earlier video is replaced"
+
+
 def test_a_video_that_is_nowhere_any_more_is_said_to_be_lost(bench: Bench, job: str) -> None:
     _rendered(bench, job)
     atomic.remove_tree(bench.work / job)
@@ -282,3 +310,63 @@ def test_a_video_that_changed_in_scratch_is_not_published(bench: Bench, job: str
     with pytest.raises(LostVideoError):
         bench.publisher.finish(job)
     assert [path.name for path in bench.outputs.iterdir()] == [f"{job}.status.json"]
+
+
+class Idle:
+    """A worker that has nothing to do, and remembers what it was asked for."""
+
+    job = None
+
+    def __init__(self) -> None:
+        self.device = "cpu"
+        self.asked: list[str] = []
+
+    def start(self, job: str, **_: object) -> None:
+        self.asked.append(job)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_job_that_is_cancelled_in_the_moment_of_its_claim_is_not_started(
+    bench: Bench, job: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    bench.drop("other", seed=9)
+    other = bench.take_one()
+    bench.recover()
+    charge = bench.queue.charge
+
+    def cancelled(claimed: str, when: str) -> Run | None:
+        if claimed == job and moment == "before":
+            moves.cancel(bench.queue, job)
+        run = charge(claimed, when)
+        if claimed == job and moment == "after":
+            moves.cancel(bench.queue, job)
+        return run
+
+    monkeypatch.setattr(bench.queue, "charge", cancelled)
+    worker = Idle()
+    lifecycle(bench).start_next(worker, [worker])
+    assert worker.asked == [other]
+    bench.keeper.tidy(frozenset())
+    assert bench.status(job)["outcome"] == "cancelled"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_claim_that_a_broken_disk_ends_charges_nothing(
+    bench: Bench, job: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    charge = bench.queue.charge
+
+    def broken(claimed: str, when: str) -> Run | None:
+        if moment == "after":
+            charge(claimed, when)
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(bench.queue, "charge", broken)
+    worker = Idle()
+    with pytest.raises(OSError, match="broken"):
+        lifecycle(bench).start_next(worker, [worker])
+    for _ in range(2):  # what a pass moves itself, the next one sees
+        bench.keeper.tidy(NOTHING)
+    run = bench.queue.run(State.PENDING, job)
+    assert run is not None
+    assert run.attempts == 0

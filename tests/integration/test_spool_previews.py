@@ -240,7 +240,7 @@ def test_scratch_that_is_gone_is_no_trouble(bench: Bench, job: str) -> None:
 def restart(bench: Bench) -> None:
     """What a daemon that starts does first."""
     bench.keeper.seen.clear()
-    bench.keeper.recover([])
+    bench.recover()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from framepack_daemon.job import State
+from framepack_daemon.spool import recovery
 from framepack_daemon.spool.add import Added, Door
 from framepack_daemon.spool.inbox import Inbox, Timing
 from framepack_daemon.spool.keeper import Keeper
@@ -18,7 +20,7 @@ from framepack_daemon.spool.queue import Queue
 from framepack_daemon.spool.status import StatusWriter
 
 SIDECAR = {"prompt": "waves", "width": 64, "height": 64, "frames": 5, "seed": 7}
-AT_ONCE = Timing(settle=0.0, incomplete=0.0, partner=0.0)
+AT_ONCE = Timing(settle=0.0, incomplete=0.0, partner=0.0, judge=float("inf"))
 
 
 class Bench:
@@ -39,6 +41,10 @@ class Bench:
             self.queue, self.door, self.writer, self.previews, self.outputs, self.work, settle_seconds=0.0
         )
         self.publisher = Publisher(self.queue, self.outputs, self.work, self.writer, self.previews)
+
+    def recover(self, seconds: float = math.inf) -> None:
+        """What a daemon does at its start."""
+        recovery.recover(self.keeper, self.scanner.folders(), seconds)
 
     def put(self, name: str, content: bytes | dict[str, Any] | Path | None = None) -> Path:
         """A file in the inbox: a picture, a JSON object, or bytes."""

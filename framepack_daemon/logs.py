@@ -1,7 +1,7 @@
-"""Structured logs: an event name and fields, for a person on a terminal and as JSON lines everywhere else.
+"""Structured logs: an event name and fields, for a person on a terminal, as entries of the journal, or as JSON lines.
 
-`configure` is called once per process, before the first event. structlog's events and those of other libraries (stdlib
-`logging`, warnings) leave through one handler on standard error, so that lines never mix.
+`configure` is called before the first event. structlog's events and those of other libraries (stdlib `logging`,
+warnings) leave through one handler, so that lines never mix; `listening` lets other parts hear our own events too.
 Values come from dropped files too: what could drive a terminal is escaped. Does not know what is logged.
 """
 
@@ -10,29 +10,36 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
+from framepack_daemon.journal import JournalHandler, is_connected
 from framepack_daemon.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 OURS = "framepack_daemon"  # the root of our loggers' names
-QUIET = "watchdog"  # calls it an error whenever it is stopped; what matters of it, spool.watch says
+# watchdog calls it an error whenever it is stopped; the others write addresses, whose secrets do not belong into a log.
+# What matters of them, spool.watch and notify say.
+QUIET = ("watchdog", "apprise", "urllib3")
 
 
 def configure(log_format: str = "auto", log_level: str = "info", stream: TextIO | None = None) -> None:
     """Send every event of `log_level` and above to `stream` (standard error).
 
-    `log_format` is `console`, `json`, or `auto`: console on a terminal, JSON otherwise. Other libraries speak from
-    warnings on, and from `info` on where `log_level` is `debug`. Calling it again replaces the settings.
+    `log_format` is `console`, `json`, `journal`, or `auto`: the journal where systemd has connected the stream to it,
+    console on a terminal, JSON otherwise. Other libraries speak from warnings on, and from `info` on where `log_level`
+    is `debug`. Calling it again replaces the settings.
     """
     stream = stream or sys.stderr
-    console = log_format == "console" or (log_format == "auto" and stream.isatty())
+    if log_format == "auto":
+        log_format = "journal" if is_connected(stream) else "console" if stream.isatty() else "json"
+    console = log_format == "console"
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -48,7 +55,7 @@ def configure(log_format: str = "auto", log_level: str = "info", stream: TextIO 
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    handler = logging.StreamHandler(stream)
+    handler: logging.Handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -59,15 +66,48 @@ def configure(log_format: str = "auto", log_level: str = "info", stream: TextIO 
             ],
         )
     )
-    root = logging.getLogger()
-    for old in [each for each in root.handlers if isinstance(each.formatter, structlog.stdlib.ProcessorFormatter)]:
-        root.removeHandler(old)
+    if log_format == "journal":
+        handler = JournalHandler(fallback=handler)
+    _install(handler, getattr(logging, log_level.upper()))
+
+
+def _install(handler: logging.Handler, level: int) -> None:
+    """Have everything of `level` and above leave through `handler` alone."""
+    root, ours = logging.getLogger(), logging.getLogger(OURS)
+    before = [each for each in root.handlers if each.name == OURS]
+    handler.name = OURS
+    # Who listens hears of what is done, also where that is not logged.
+    handler.addFilter(lambda record: record.levelno >= level or not record.name.startswith(OURS))
     root.addHandler(handler)
-    level = log_level.upper()
-    root.setLevel(logging.INFO if level == "DEBUG" else logging.WARNING)
-    logging.getLogger(OURS).setLevel(level)
-    logging.getLogger(QUIET).setLevel(logging.CRITICAL)
+    for old in before:  # after that: another thread's event may leave twice, but is not lost
+        root.removeHandler(old)
+        old.close()
+    root.setLevel(logging.INFO if level == logging.DEBUG else logging.WARNING)
+    ours.setLevel(min(level, logging.INFO))
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.captureWarnings(True)
+
+
+class _Listener(logging.Handler):
+    def __init__(self, hear: Callable[[Mapping[str, Any]], None]) -> None:
+        super().__init__()
+        self._hear = hear
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.msg, dict):
+            self._hear(record.msg)
+
+
+@contextmanager
+def listening(hear: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Have `hear` called with each of our own events from info on, in the thread that logs it."""
+    listener, ours = _Listener(hear), logging.getLogger(OURS)
+    ours.addHandler(listener)
+    try:
+        yield
+    finally:
+        ours.removeHandler(listener)
 
 
 def _console(stream: TextIO) -> list[Processor]:

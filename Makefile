@@ -13,20 +13,26 @@ CONSTRAINTS := $(VENV)/constraints.txt
 # With an NVIDIA GPU, pip may choose the build of torch that fits it; without one, the pinned version serves.
 HAS_GPU := $(shell command -v nvidia-smi 2>/dev/null)
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo deb test check lock vendor clean
 
 help:
 	@echo "make demo    install, drop the sample pair, wait for its video (MODEL=framepack-i2v for the real model)"
+	@echo "make deb     a Debian package, in build/"
 	@echo "make test    run every test"
 	@echo "make check   lint, formatting and types"
 	@echo "make lock    pin the newest versions in constraints.txt (torch stays: change its line by hand)"
+	@echo "make vendor  fetch the page's files of others again from npm, and compare them with their sums"
 	@echo "make clean   remove what make installed"
 
 demo: $(VENV)/installed
 	@$(BIN)/framepack-daemon demo --model $(MODEL)
 
+deb: $(VENV)/installed
+	@packaging/debian/build.sh $(BIN)/python build
+
+# Two files of tests side by side: a test mostly waits for a daemon, a writer or a disk.
 test: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest $(TESTS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/installed-dev
 	@$(BIN)/ruff check .
@@ -63,6 +69,9 @@ lock:
 	@mv $(LOCK)/constraints.txt constraints.txt
 	@rm -rf $(LOCK)
 	@git --no-pager diff --stat constraints.txt
+
+vendor:
+	@$(PYTHON) packaging/vendor.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache

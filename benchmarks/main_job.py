@@ -69,7 +69,10 @@ class Site:
         log = self.root / "daemon.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", "framepack_daemon", "run"], env=self.environment, stderr=stream
+                [sys.executable, "-m", "framepack_daemon", "run"],
+                env=self.environment,
+                stderr=stream,
+                start_new_session=True,  # Ctrl-C ends the benchmark, which then stops the daemon in good order
             )
         try:
             wait(lambda: b"model_loaded" in log.read_bytes())

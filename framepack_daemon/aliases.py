@@ -31,8 +31,6 @@ ALIASED_VALUES: dict[str, dict[Any, Any]] = {
     "transformer_model": {"base": "framepack-i2v", "f1": "framepack-f1"},
     "use_teacache": {False: "none", True: "first_block"},
 }
-# Fields of the design that this version does not act on: an honest refusal beats a setting without effect.
-NOT_YET = {"notify": "notification"}
 
 # Two fields of the original that are one of ours, and what they hold.
 _ONE_LORA = {"lora_path": "The name of the one file in loras.", "lora_scale": "The scale of the one file in loras."}
@@ -48,8 +46,6 @@ def canonical(fields: dict[str, Any]) -> dict[str, Any]:
         if name in found:
             raise RequestError(f"{written[name]} and {key}: are two names of one field", hint="remove one")
         written[name] = key
-        if key in NOT_YET:
-            raise RequestError(f"{key}: {NOT_YET[key]} is not part of this version", hint="remove the field")
         plain = isinstance(value, (str, bool))
         found[name] = ALIASED_VALUES.get(key, {}).get(value, value) if plain else value
     return found

@@ -155,6 +155,11 @@ class Request(BaseModel):
         None, ge=0.0, le=128.0, description="GiB of GPU memory to leave free. Default: the daemon's setting."
     )
     priority: int = Field(0, ge=-100, le=100, description="Jobs of a higher priority run first.")
+    notify: bool | None = Field(
+        None,
+        description="Whether a message is sent when this job is done or failed, to the addresses that the daemon has. "
+        "Default: as the daemon's settings say.",
+    )
 
     @field_validator("frames", "seed", "num_inference_steps", "resolution", "width", "height", "crf", mode="before")
     @classmethod
@@ -270,6 +275,12 @@ class Request(BaseModel):
 def draw_seed() -> int:
     """A fresh random seed."""
     return secrets.randbelow(DRAWN_SEEDS)
+
+
+def as_take(request: Request) -> dict[str, Any]:
+    """The sidecar of `request` as it was asked for, its seed drawn: entered twice, it makes two videos."""
+    drawn = {"seed": draw_seed()} if request.seed == -1 and request.seeds is None else {}
+    return request.model_dump(exclude_unset=True, exclude_none=True) | drawn
 
 
 def build(sidecar: dict[str, Any], defaults: dict[str, Any] | None = None) -> Request:

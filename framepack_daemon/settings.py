@@ -10,13 +10,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from framepack_daemon.errors import ConfigurationError
 from framepack_daemon.printable import printable
@@ -29,12 +30,38 @@ PREFIX = "FRAMEPACK_"
 CONFIG_VARIABLE = "FRAMEPACK_CONFIG"
 WEB_PREFIX = "FRAMEPACK_WEB_"  # the gateway's own settings
 SYSTEM_CONFIG = Path("/etc/framepack-daemon/config.toml")
+SECRET = {"notify_urls"}  # settings whose value no message shows
 
 DEVICE_PATTERN = r"^(auto|cpu|cuda|cuda:\d{1,3}(,\d{1,3})*)$"
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().resolve()
+    try:
+        return path.expanduser().resolve()
+    except RuntimeError as error:  # of ~name, where nobody is called so
+        raise ValueError(str(error)) from error
+
+
+def _text_file(path: Path) -> Path:
+    if path.suffix != ".prom":
+        raise ValueError("node_exporter would not read it")
+    return _absolute(path)
+
+
+def _with_scheme(address: SecretStr) -> SecretStr:
+    if "://" not in address.get_secret_value():
+        raise ValueError("no URL")
+    return address
+
+
+def _words(value: Any) -> Any:
+    """The words of a text; commas and spaces are between them."""
+    return re.split(r"[\s,]+", value.strip(" ,").lower()) if isinstance(value, str) else value
+
+
+def _addresses(value: Any) -> Any:
+    """The URLs in a text; a comma may be part of one, unless another URL follows."""
+    return re.split(r"[\s,]+(?=[\w+.-]+://)", value.strip(" ,")) if isinstance(value, str) else value
 
 
 def _lower(value: Any) -> Any:
@@ -61,6 +88,8 @@ def _default_models_dir() -> Path:
 
 
 Folder = Annotated[Path, AfterValidator(_absolute)]
+Address = Annotated[SecretStr, AfterValidator(_with_scheme)]
+Occasion = Literal["done", "failed", "queue_empty", "circuit_open"]
 
 
 class Settings(BaseSettings):
@@ -91,6 +120,7 @@ class Settings(BaseSettings):
         default="auto",
         pattern=DEVICE_PATTERN,
         description="auto (every NVIDIA GPU, else the CPU), cpu, cuda (every GPU), or cuda:0,1 (these GPUs).",
+        json_schema_extra={"allowed": "auto, cpu, cuda, or cuda: and GPU numbers like cuda:0,1"},
     )
     memory: Literal["auto", "resident", "balanced", "low", "minimal"] = Field(
         default="auto", description="Memory plan, from the fastest to the smallest; auto fits it to what is free."
@@ -135,10 +165,16 @@ class Settings(BaseSettings):
         default=600.0,
         ge=0.1,
         le=86400,
-        description="Seconds without a sign of life after which a rendering worker is killed.",
+        description="Seconds without a step after which a rendering worker is killed.",
     )
     load_timeout_seconds: float = Field(
         default=1800.0, ge=0.1, le=86400, description="The same while a worker loads a model, in seconds."
+    )
+    heartbeat_timeout_seconds: float = Field(
+        default=60.0,
+        ge=3,
+        le=86400,
+        description="Seconds without a heartbeat, which does not wait for a step, after which a worker is killed.",
     )
     stop_timeout_seconds: float = Field(
         default=60.0,
@@ -146,11 +182,38 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds for a worker to finish its step when the daemon stops; then it is killed.",
     )
-    log_format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = Field(
-        default="auto", description="Form of the log; auto is console on a terminal, json otherwise."
+    log_format: Annotated[Literal["auto", "console", "json", "journal"], BeforeValidator(_lower)] = Field(
+        default="auto",
+        description="Form of the log; auto is journal under systemd, console on a terminal, json otherwise.",
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         default="info", description="The least important events that are logged."
+    )
+    gallery: bool = Field(
+        default=True,
+        description="Keep a page of the queue and the videos, index.html, in outputs.",
+        json_schema_extra={"allowed": "true or false"},
+    )
+    metrics_file: Annotated[Path, AfterValidator(_text_file)] | None = Field(
+        default=None,
+        description="File for numbers about the daemon, which node_exporter's textfile collector passes on.",
+        json_schema_extra={"allowed": "the path of a file that ends in .prom"},
+    )
+    metrics_socket: Folder | None = Field(
+        default=None,
+        description="Unix socket that answers HTTP GET with the same numbers.",
+        json_schema_extra={"allowed": "the path of a socket"},
+    )
+    notify_urls: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_addresses)] = Field(
+        default=(),
+        description="URLs of Apprise, to which messages are sent; they hold secrets, so that a file or a variable is "
+        "the place for them.",
+        json_schema_extra={"allowed": "URLs like json://host/path, with spaces between them"},
+    )
+    notify_on: Annotated[tuple[Occasion, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=("failed", "queue_empty", "circuit_open"),
+        description="What messages are sent of.",
+        json_schema_extra={"allowed": "some of done, failed, queue_empty, circuit_open"},
     )
 
     @classmethod
@@ -208,7 +271,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             f"{printable(path)}: the configuration file cannot be read: {error.strerror}",
             hint=f"name a file that is there by --config or {CONFIG_VARIABLE}",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigurationError(
             f"{printable(path)}: {error}", hint='the file is TOML: lines like inbox = "/srv/inbox" or max_attempts = 3'
         ) from error
@@ -222,14 +285,20 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _from_file(name: str, value: Any, folder: Path) -> Any:
-    is_folder = Settings.model_fields[name].annotation is Path
-    return folder / Path(value).expanduser() if is_folder and isinstance(value, str) else value
+    return folder / value if is_path(name) and isinstance(value, str) and not value.startswith("~") else value
+
+
+def is_path(name: str) -> bool:
+    """Whether a setting is the path of something."""
+    annotation = Settings.model_fields[name].annotation
+    return any(getattr(part, "__origin__", part) is Path for part in get_args(annotation) or (annotation,))
 
 
 def _explain(error: ValidationError, values: Mapping[str, Any], origins: Mapping[str, str]) -> ConfigurationError:
     """Every wrong setting with its value, its origin and what is allowed."""
     names = list(dict.fromkeys(str(item["loc"][0]) for item in error.errors() if item["loc"][0] in values))
-    problems = [f"{name}: {printable(repr(values[name]))} {origins[name]} is not allowed" for name in names]
+    given = {name: "what is given" if name in SECRET else printable(repr(values[name])) for name in names}
+    problems = [f"{name}: {given[name]} {origins[name]} is not allowed" for name in names]
     return ConfigurationError("; ".join(problems), hint="; ".join(f"{name} is {allowed(name)}" for name in names))
 
 
@@ -249,9 +318,9 @@ def _check_apart(settings: Settings, origins: Mapping[str, str]) -> None:
 def allowed(name: str) -> str:
     """What a setting may hold, in words."""
     schema = Settings.model_json_schema()["properties"][name]
+    if "allowed" in schema:
+        return str(schema["allowed"])
     schema = next((part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"), schema)
-    if name == "device":
-        return "auto, cpu, cuda, or cuda: and GPU numbers like cuda:0,1"
     if "const" in schema:
         return str(schema["const"])
     if "enum" in schema:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import crash
 import numpy as np
 import pytest
 from lab import Lab
@@ -15,6 +16,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from framepack_daemon.engine.models import Models
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where tests run side by side, hand in how many crash points were tried here."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["crash_points"] = dict(crash.tally)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add up what the processes have handed in; one that died has not."""
+    crash.tally.update(getattr(node, "workeroutput", {}).get("crash_points", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how many crash points the tests have tried."""
+    if crash.tally:
+        told = ", ".join(f"{operation} {points}" for operation, points in sorted(crash.tally.items()))
+        terminalreporter.write_line(f"crash points: {told}; together {crash.tally.total()}")
+
 
 THREADS = 2  # of torch, in every process whose frames are compared
 
@@ -41,14 +62,18 @@ def tiny_models(models_dir: Path) -> Models:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """One thread of torch: networks this small only wait for each other with more."""
+def one_thread(tiny_models: Models) -> Iterator[None]:
+    """One thread of torch: networks this small only wait for each other with more.
+
+    What was encoded with another number of threads has other last bits, and is forgotten.
+    """
     import torch
 
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    tiny_models.encodings.clear()
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(THREADS)
+    tiny_models.encodings.clear()
 
 
 def paint(path: Path, width: int = 96, height: int = 64, shade: int = 0) -> Path:
@@ -91,13 +116,27 @@ def lab(tmp_path: Path, models_dir: Path, picture: Path) -> Iterator[Lab]:
     """Folders for a daemon; whatever daemon was started in them is ended."""
     laboratory = Lab(tmp_path / "lab", models_dir, picture)
     yield laboratory
-    if laboratory.process is not None and laboratory.process.poll() is None:
-        laboratory.process.kill()
-        laboratory.process.wait()
+    laboratory.end()
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    """How the daemon of `running` is set; a module that wants it otherwise has a fixture of this name."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def shared_lab(tmp_path_factory: pytest.TempPathFactory, models_dir: Path, still: Path) -> Iterator[Lab]:
+    """The folders of `running`."""
+    laboratory = Lab(tmp_path_factory.mktemp("shared") / "lab", models_dir, still)
+    yield laboratory
+    laboratory.end()
 
 
 @pytest.fixture
-def running(lab: Lab) -> Lab:
-    """A daemon that runs."""
-    lab.start()
-    return lab
+def running(shared_lab: Lab, settings: dict[str, Any]) -> Lab:
+    """A daemon that runs and has nothing to do: a module's tests share it, for its worker is long in starting."""
+    shared_lab.clear()
+    if not shared_lab.runs:
+        shared_lab.start(**settings)
+    return shared_lab

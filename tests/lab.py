@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import numpy as np
 
 from framepack_daemon.job import State
 from framepack_daemon.spool.queue import Queue
+from framepack_daemon.spool.status import read
 
 PATIENCE_SECONDS = 180.0
 # 112 pixels high: the smallest at which torch decodes the tiny model's frames in its fast way, in half the time of 64.
@@ -33,6 +35,8 @@ class Lab:
         self.queue = Queue(root / "queue")
         self.picture = picture
         self.process: subprocess.Popen[bytes] | None = None
+        self._log = root / "daemon.log"
+        self._told = 0  # bytes of the log that are of no more interest
         self.settings = {
             "inbox": self.inbox,
             "work_dir": self.work,
@@ -42,21 +46,25 @@ class Lab:
             "threads": 2,
             "device": "cpu",
             "log_format": "json",
+            "gallery": "false",  # tests compare what is in outputs; those of the gallery turn it on
         }
         self.inbox.mkdir(parents=True)
 
     def environment(self, **settings: Any) -> dict[str, str]:
         """The environment in which a command meets these folders."""
         known = {**self.settings, **settings}
-        return {**os.environ, **{f"FRAMEPACK_{name.upper()}": str(value) for name, value in known.items()}}
+        own = {name: value for name, value in os.environ.items() if not name.startswith("FRAMEPACK_TEST_")}
+        return {**own, **{f"FRAMEPACK_{name.upper()}": str(value) for name, value in known.items()}}
+
+    def launch(self, *words: str, **settings: Any) -> None:
+        """Start the daemon, by other words for Python where some are given."""
+        words = words or ("-m", "framepack_daemon", "run")
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, *words], env=self.environment(**settings), stderr=log)
 
     def start(self, **settings: Any) -> None:
         """Start the daemon and wait until it holds the queue."""
-        log = (self.root / "daemon.log").open("ab")
-        with log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "framepack_daemon", "run"], env=self.environment(**settings), stderr=log
-            )
+        self.launch(**settings)
         self.until(lambda: self.events("daemon_started", self.process.pid), "the daemon to start")
 
     def command(self, *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -83,6 +91,41 @@ class Lab:
             self.process.send_signal(number)
         return self.process.wait(PATIENCE_SECONDS)
 
+    @property
+    def runs(self) -> bool:
+        """Whether the daemon runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def end(self) -> None:
+        """End the daemon at once, if it runs."""
+        if self.process is not None and self.runs:
+            self.process.kill()
+            self.process.wait()
+
+    def clear(self) -> None:
+        """Make it as if nothing had ever been dropped here; a daemon that runs stays, and its worker with its model."""
+        _empty(self.inbox)
+        self.until(lambda: not self.runs or not list(self.queue.building.iterdir()), "what is on its way in")
+        while jobs := [(state, job) for state in State for job in self.queue.names(state)]:
+            for state, job in jobs:
+                with contextlib.suppress(FileNotFoundError):  # it moved on, and is found in the next turn
+                    self.queue.discard(self.queue.path(state, job))
+            self.until(lambda: not self.runs or self._has_let_go({job for _, job in jobs}), "the jobs to be let go of")
+        _empty(self.outputs)
+        if not self.runs:
+            _empty(self.work)
+        self.queue.pause_file.unlink(missing_ok=True)
+        self._told = self._log.stat().st_size if self._log.exists() else 0
+
+    def _has_let_go(self, jobs: set[str]) -> bool:
+        """Whether the daemon has noticed that these jobs were removed, and done all that it does then."""
+        noticed = {event["job"] for event in self.events("job_removed")}
+        statuses = {job: read(self.outputs, job) for job in jobs}
+        return not [path for path in self.work.iterdir() if path.is_dir()] and all(
+            status is None or (job in noticed and status["state"] in (State.DONE, State.FAILED))
+            for job, status in statuses.items()
+        )
+
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         """Wait for a condition; what it gave."""
         end = time.monotonic() + PATIENCE_SECONDS
@@ -91,7 +134,7 @@ class Lab:
             if value:
                 return value
             time.sleep(0.02)
-        log = (self.root / "daemon.log").read_text()[-4000:]
+        log = self._log.read_text()[-4000:]
         raise AssertionError(f"waited {PATIENCE_SECONDS} s in vain for {what}\n{log}")
 
     def ended(self, stem: str, state: State = State.DONE) -> str:
@@ -118,23 +161,31 @@ class Lab:
         self.until(there, f"{job} in section {section}")
 
     def events(self, name: str, pid: int | None = None) -> list[dict[str, Any]]:
-        """What was logged under a name, by every daemon of this lab (or the newest, by its process id)."""
-        lines = (self.root / "daemon.log").read_text().splitlines()
-        found = [json.loads(line) for line in lines if line.startswith("{")]
+        """What was logged under a name since the last `clear`, or ever by the newest daemon, by its process id."""
+        found = self._logged(0 if pid is not None else self._told)
         if pid is not None:
             starts = [place for place, event in enumerate(found) if event["event"] == "worker_started"]
             running = [place for place in starts if _parent(found[place]["pid"]) == pid]
             found = found[running[0] :] if running else []
         return [event for event in found if event["event"] == name]
 
+    def _logged(self, begin: int) -> list[dict[str, Any]]:
+        lines = self._log.read_bytes()[begin:].decode().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
     def worker_pid(self) -> int:
         """Process id of the newest worker."""
-        return int(self.events("worker_started")[-1]["pid"])
+        return int(next(event["pid"] for event in reversed(self._logged(0)) if event["event"] == "worker_started"))
 
     def frames(self, job: str) -> np.ndarray:
         """Every frame of the published video: uint8 (T, H, W, 3)."""
         with av.open(str(self.outputs / f"{job}.mp4")) as container:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.glob("[!.]*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _parent(pid: int) -> int:

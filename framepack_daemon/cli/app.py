@@ -5,20 +5,21 @@ Each field of `Settings` is a global flag, made from the field itself. A command
 """
 
 import inspect
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
 from framepack_daemon import __version__
-from framepack_daemon.cli import demo, doctor, jobs, models, run, sidecars, status, submit
+from framepack_daemon.cli import completion, demo, doctor, jobs, models, run, serve, sidecars, status, submit
+from framepack_daemon.cli.completion import PROGRAM
 from framepack_daemon.cli.context import Face, note, report
 from framepack_daemon.errors import EXIT_USAGE, FramepackError
-from framepack_daemon.settings import CONFIG_VARIABLE, Settings
+from framepack_daemon.settings import CONFIG_VARIABLE, Settings, is_path
 
-PROGRAM = "framepack-daemon"
 SHOWN = (
     "inbox",
     "outputs",
@@ -36,28 +37,43 @@ def _panel(name: str) -> str:
     """The heading under which --help-all shows a setting."""
     if name.startswith("log_"):
         return "Logs"
+    if name.startswith(("gallery", "metrics_", "notify_")):
+        return "Monitoring"
     if name.endswith("_seconds") or name == "max_attempts":
         return "Times and attempts"
-    return "Folders" if Settings.model_fields[name].annotation is Path else "Rendering"
+    return "Folders" if is_path(name) else "Rendering"
+
+
+def _is_switch(name: str) -> bool:
+    return Settings.model_fields[name].annotation is bool
+
+
+def _metavar(name: str, *, is_choice: bool) -> str:
+    if is_path(name):
+        return "FILE" if name.startswith("metrics_") else "DIR"
+    if _is_switch(name):
+        return "|".join(completion.choices(name))
+    return "NAME" if is_choice or name == "device" else "WORDS" if name.startswith("notify_") else "N"
 
 
 def _option(name: str) -> inspect.Parameter:
     """The global flag of a setting, as a parameter that typer reads."""
     field = Settings.model_fields[name]
-    choices = [each for each in get_args(field.annotation) if isinstance(each, str)]
-    folder = field.annotation is Path
+    choices = completion.choices(name)
     text = field.description or ""
-    if len(choices) > 1:
+    if choices and not _is_switch(name):
         text += f" One of {', '.join(choices)}."
     if field.default is not None and field.default_factory is None:
-        shown = field.default
-        text += f" Default: {shown:g}." if isinstance(shown, float) else f" Default: {shown}."
+        shown = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        shown = str(shown).lower() if isinstance(shown, bool) else shown
+        text += f" Default: {shown:g}." if isinstance(shown, float) else f" Default: {shown}." if shown != "" else ""
     option = typer.Option(
         _flag(name),
         help=text,
-        metavar="DIR" if folder else "NAME" if choices or name == "device" else "N",
+        metavar=_metavar(name, is_choice=bool(choices)),
         rich_help_panel=_panel(name) if name not in SHOWN else "Settings",
         hidden=name not in SHOWN,
+        autocompletion=completion.of_setting(name),
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
@@ -133,7 +149,7 @@ app = typer.Typer(
 app.callback()(_root)
 
 for _panel_name, _commands in {
-    "Daemon": (run.run, demo.demo, doctor.doctor),
+    "Daemon": (run.run, serve.serve, demo.demo, doctor.doctor),
     "Jobs": (
         submit.submit,
         status.status,
@@ -146,6 +162,7 @@ for _panel_name, _commands in {
         jobs.prune,
     ),
     "Sidecars": (sidecars.check, sidecars.schema),
+    "This command": (completion.completion,),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_panel_name)(_command)
@@ -158,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a letter gets an escape instead of an error.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if completion.VARIABLE in os.environ:
+        completion.answer()
     try:
         app(words, prog_name=PROGRAM)
     except SystemExit as end:

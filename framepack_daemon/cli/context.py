@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 import typer
 
-from framepack_daemon import atomic, settings
+from framepack_daemon import settings
 from framepack_daemon.printable import printable
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from framepack_daemon.errors import FramepackError
     from framepack_daemon.spool.queue import Queue
-
-LOCK_FILE = ".lock"  # in the queue folder; the daemon holds it while it runs
 
 
 class Triple(NamedTuple):
@@ -57,6 +55,15 @@ class Face:
         logs.configure("console", "warning")
         return Triple(self.settings, Queue(self.settings.queue_dir), self.settings.outputs)
 
+    @cached_property
+    def mounted(self) -> Triple:
+        """`spool` for commands that make something in its folders: raises while one of these is not mounted."""
+        from framepack_daemon.spool import mounts
+
+        settings = self.settings
+        mounts.expect(settings.work_dir, (settings.outputs, settings.queue_dir))
+        return self.spool
+
 
 def face(ctx: typer.Context) -> Face:
     """The global flags that came with this command."""
@@ -85,11 +92,3 @@ def console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-
-
-def daemon_runs(queue_dir: Path) -> bool:
-    """Whether a daemon holds the queue; on a share whose locks are local, a daemon on another host is not seen."""
-    try:
-        return atomic.is_locked(queue_dir / LOCK_FILE)
-    except OSError:
-        return False

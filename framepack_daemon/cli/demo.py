@@ -5,6 +5,7 @@ time, because a pair that is known already would start nothing. The daemon it st
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,12 +19,12 @@ from typing import Annotated, Any
 
 import typer
 
-from framepack_daemon.cli import machine
-from framepack_daemon.cli.context import Face, daemon_runs, face, note, say
+from framepack_daemon.cli import completion, machine
+from framepack_daemon.cli.context import Face, face, note, say
 from framepack_daemon.errors import EXIT_DONE, EXIT_JOB_FAILED, FramepackError
 from framepack_daemon.job import REQUEST_FILE, State
 from framepack_daemon.request import draw_seed
-from framepack_daemon.settings import Settings
+from framepack_daemon.settings import PREFIX, SECRET, Settings
 
 SAMPLE = "beach"
 # Fields that keep the sample small enough for a CPU; a real model gets its own defaults.
@@ -48,7 +49,13 @@ class DemoError(FramepackError):
 def demo(
     ctx: typer.Context,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="The model that renders. Default: tiny.")
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The model that renders. Default: tiny.",
+            autocompletion=completion.of_setting("model"),
+        ),
     ] = None,
 ) -> None:
     """Make a video of the sample picture, to see that everything works.
@@ -107,18 +114,26 @@ def _daemon(settings: Settings) -> Iterator[Callable[[], None]]:
 
     Gives a function that raises `DemoError` when our own daemon has ended.
     """
+    from framepack_daemon.spool.lock import daemon_runs
+
     if daemon_runs(settings.queue_dir):
         note("a daemon runs on this queue already; it makes the video")
         yield lambda: None
         return
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     log = settings.work_dir / LOG_FILE
-    command = [sys.executable, "-m", "framepack_daemon", *as_flags(settings), "run"]
+    flags, variables = handed_on(settings)
+    command = [sys.executable, "-m", "framepack_daemon", *flags, "run"]
     note(f"starting a daemon; its log: {log}")
     # A session of its own: Ctrl-C comes to us, and we stop the daemon in order.
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=os.environ | variables,
+            start_new_session=True,
         )
 
     def alive() -> None:
@@ -134,10 +149,18 @@ def _daemon(settings: Settings) -> Iterator[Callable[[], None]]:
         _stop(process, settings.stop_timeout_seconds + STOP_SECONDS)
 
 
-def as_flags(settings: Settings) -> list[str]:
-    """Global flags that make another process's settings equal to these."""
+def handed_on(settings: Settings) -> tuple[list[str], dict[str, str]]:
+    """Global flags, and variables for what is secret, that make another process's settings equal to these."""
     values = settings.model_dump(exclude_none=True) | {"log_format": "console"}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    flags, variables = [], {}
+    for name, value in values.items():
+        parts = value if isinstance(value, tuple) else [value]
+        words = " ".join(part.get_secret_value() if name in SECRET else str(part) for part in parts)
+        if name in SECRET:
+            variables[PREFIX + name.upper()] = words
+        else:
+            flags.append(f"--{name.replace('_', '-')}={words}")
+    return flags, variables
 
 
 def _stop(process: subprocess.Popen[bytes], patience_seconds: float) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import typer
 
 from framepack_daemon.cli import machine, wording
-from framepack_daemon.cli.context import console, daemon_runs, face, say
+from framepack_daemon.cli.context import console, face, say
 from framepack_daemon.errors import EXIT_CONFIGURATION, EXIT_DONE, FramepackError
 from framepack_daemon.printable import printable
 from framepack_daemon.settings import Settings
@@ -51,6 +51,8 @@ def doctor(ctx: typer.Context) -> None:
 
     Each line is ok, or says what to do. Exit code 78 if the daemon cannot work as things are.
     """
+    from framepack_daemon.spool.lock import daemon_runs
+
     settings, _, _ = face(ctx).spool
     findings = list(examine(settings))
     _show(findings)
@@ -227,7 +229,7 @@ def _is_noticed(folder: Path) -> bool:
 
     rung = threading.Event()
     with tempfile.TemporaryDirectory(prefix=PROBE, dir=folder) as probe:
-        bell = watch.Bell(rung.set)
+        bell = watch.Bell(lambda _: rung.set())
         bell.watch([Path(probe)])
         try:
             Path(probe, "drop").touch()

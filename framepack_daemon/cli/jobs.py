@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from framepack_daemon.cli import completion
 from framepack_daemon.cli.context import face, report, say
 from framepack_daemon.errors import EXIT_DONE, FramepackError
 from framepack_daemon.printable import printable
@@ -13,7 +14,10 @@ from framepack_daemon.printable import printable
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 Jobs = Annotated[
-    list[str], typer.Argument(metavar="JOB...", help="Job ids, or the beginning of one.", show_default=False)
+    list[str],
+    typer.Argument(
+        metavar="JOB...", help="Job ids, or the beginning of one.", show_default=False, autocompletion=completion.jobs
+    ),
 ]
 
 
@@ -42,7 +46,7 @@ def retry(
     from framepack_daemon.spool import moves
     from framepack_daemon.spool.submit import retake
 
-    settings, queue, outputs = face(ctx).spool
+    settings, queue, outputs = face(ctx).mounted
 
     def again(job: str) -> str:
         known = moves.resolve(queue, job)
@@ -65,7 +69,7 @@ def pause(ctx: typer.Context) -> None:
     """Start no further job until resume."""
     from framepack_daemon.spool import moves
 
-    say(moves.pause(face(ctx).spool.queue))
+    say(moves.pause(face(ctx).mounted.queue))
 
 
 def resume(ctx: typer.Context) -> None:

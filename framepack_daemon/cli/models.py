@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from framepack_daemon.cli import wording
+from framepack_daemon.cli import completion, wording
 from framepack_daemon.cli.context import console, face, note, report, say
 from framepack_daemon.errors import EXIT_DONE, WeightsError
 
@@ -19,7 +19,11 @@ ABOUT = {
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[MODEL]...", help="framepack-i2v, framepack-f1, tiny. Default: the model in the settings."),
+    typer.Argument(
+        metavar="[MODEL]...",
+        help="framepack-i2v, framepack-f1, tiny. Default: the model in the settings.",
+        autocompletion=completion.of_setting("model"),
+    ),
 ]
 
 

@@ -6,19 +6,15 @@ so that ten thousand waiting jobs cost their names and records, not their files.
 
 from __future__ import annotations
 
-import heapq
 from typing import TYPE_CHECKING, Any
 
-from framepack_daemon.cli.context import daemon_runs
 from framepack_daemon.job import State
-from framepack_daemon.spool import status
+from framepack_daemon.spool import status, troubles
 from framepack_daemon.spool.groups import halves
+from framepack_daemon.spool.lock import daemon_runs
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from framepack_daemon.cli.context import Face
-    from framepack_daemon.spool.queue import Queue
 
 
 def read(face: Face, rows: int) -> dict[str, Any]:
@@ -29,40 +25,20 @@ def read(face: Face, rows: int) -> dict[str, Any]:
     shown = {
         State.PROCESSING: sorted(names[State.PROCESSING])[:rows],
         State.PENDING: waiting[:rows],
-        State.DONE: _newest(queue, State.DONE, names[State.DONE], rows),
-        State.FAILED: _newest(queue, State.FAILED, names[State.FAILED], rows),
+        State.DONE: queue.newest(State.DONE, rows),
+        State.FAILED: queue.newest(State.FAILED, rows),
     }
+    running = daemon_runs(settings.queue_dir, settings.inbox)
     found: dict[str, Any] = {
-        "daemon": {"running": daemon_runs(settings.queue_dir)},
+        "daemon": {"running": running},
         "paused": queue.paused,
+        "troubles": troubles.standing(settings.work_dir, (settings.inbox, outputs, queue.root), told=running),
         "folders": {"inbox": str(settings.inbox), "outputs": str(outputs), "queue": str(queue.root)},
         "counts": {str(state): len(names[state]) for state in State},
     }
     for state, jobs in shown.items():
-        found[str(state)] = [one(queue, outputs, state, job) for job in jobs]
+        found[str(state)] = [status.current(queue, outputs, state, job) for job in jobs]
     for position, row in enumerate(found[State.PENDING], start=1):
         row["position"] = position
     found["halves"] = [{"name": name, "waits_for": reason} for name, reason in halves(settings.inbox, queue)]
     return found
-
-
-def one(queue: Queue, outputs: Path, state: State, job: str) -> dict[str, Any]:
-    """A job's status file (design: the status file), its state taken from the folder it stands in."""
-    body = status.read(outputs, job)
-    if body is None or body.get("state") != state:
-        # The file is away, or lags behind the folder for a moment: the job's own records say what there is to say.
-        run = queue.run(state, job)
-        body = status.compose(queue, run, state) if run else {"message": "has no readable record"}
-    return body | {"job": job, "state": str(state)}
-
-
-def _newest(queue: Queue, state: State, jobs: list[str], rows: int) -> list[str]:
-    """The jobs that came into the state last, newest first."""
-
-    def entered(job: str) -> int:
-        try:
-            return queue.path(state, job).stat().st_ctime_ns  # a rename sets it
-        except FileNotFoundError:
-            return 0
-
-    return heapq.nlargest(rows, jobs, key=entered)

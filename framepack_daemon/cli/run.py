@@ -10,10 +10,11 @@ def run(ctx: typer.Context) -> None:
 
     It watches the inbox, renders what is dropped there, and publishes the videos in the outputs folder. Logs go to
     standard error: for people on a terminal, as JSON lines otherwise. Ctrl-C or SIGTERM finishes the current step,
-    keeps what is rendered so far, and stops; a second one stops at once.
+    keeps what is rendered so far, and stops; a second one stops at once. Under systemd, SIGHUP has it read the settings
+    again: log level, times and attempts change at once, the others wait for a restart.
     """
-    from framepack_daemon import daemon, logs
+    from framepack_daemon import daemon, logs, settings
 
-    settings = face(ctx).settings
-    logs.configure(settings.log_format, settings.log_level)
-    raise typer.Exit(daemon.run(settings))
+    asked = face(ctx)
+    logs.configure(asked.settings.log_format, asked.settings.log_level)
+    raise typer.Exit(daemon.run(asked.settings, lambda: settings.load(asked.flags, asked.config)[0]))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from framepack_daemon.cli import completion
 from framepack_daemon.cli.context import Face, console, face, say
 
 WATCH_SECONDS = 0.5  # between two looks
@@ -16,7 +17,13 @@ PIPE_WIDTH = 160  # columns where there is no terminal
 def status(
     ctx: typer.Context,
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="A job's id, or the beginning of one.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="[JOB]",
+            help="A job's id, or the beginning of one.",
+            show_default=False,
+            autocompletion=completion.jobs,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it, until Ctrl-C.")] = False,
@@ -43,9 +50,9 @@ def _queue_look(asked: Face, rows: int) -> Callable[[], dict[str, Any]]:
 
 
 def _job_look(asked: Face, text: str) -> Callable[[], dict[str, Any]]:
-    from framepack_daemon.cli.overview import one
     from framepack_daemon.errors import UnknownJobError
     from framepack_daemon.spool import moves
+    from framepack_daemon.spool.status import current
 
     _, queue, outputs = asked.spool
     job = moves.resolve(queue, text)
@@ -54,7 +61,7 @@ def _job_look(asked: Face, text: str) -> Callable[[], dict[str, Any]]:
         state = queue.state_of(job)
         if state is None:
             raise UnknownJobError(f"{job}: is no longer in the queue")
-        return one(queue, outputs, state, job)
+        return current(queue, outputs, state, job)
 
     return look
 

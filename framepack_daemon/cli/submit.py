@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from framepack_daemon import atomic
-from framepack_daemon.cli.context import daemon_runs, face, note, say
+from framepack_daemon.cli.context import face, note, say
 from framepack_daemon.errors import RequestError
 from framepack_daemon.printable import printable
-from framepack_daemon.request import Request, build, draw_seed
+from framepack_daemon.request import Request, as_take, build
 
 ImageFile = Annotated[
     Path | None,
@@ -53,9 +53,10 @@ def submit(  # noqa: PLR0917 typer's options are parameters
     Fields and their ranges: framepack-daemon schema
     """
     from framepack_daemon.spool import moves, names
+    from framepack_daemon.spool.lock import daemon_runs
     from framepack_daemon.spool.submit import submit as enter
 
-    settings, queue, outputs = face(ctx).spool
+    settings, queue, outputs = face(ctx).mounted
     over = dict(map(assignment, fields or []))
     if prompt is not None:
         over["prompt"] = prompt
@@ -115,8 +116,7 @@ def compose(over: dict[str, Any], sidecar: Path | None, image: Path | None, last
             "there is nothing to begin with" if image is None else f"{image}: stands beside what is continued",
             hint="name a picture, or what is to be continued with --continue",
         )
-    drawn = {"seed": draw_seed()} if request.seed == -1 and request.seeds is None else {}
-    return request.model_dump(exclude_unset=True, exclude_none=True) | drawn
+    return as_take(request)
 
 
 def continued_video(wanted: dict[str, Any], given: Path | None, sidecar: Path | None) -> Path | None:

@@ -31,6 +31,7 @@ def queue(overview: dict[str, Any]) -> RenderableType:
         State.DONE: lambda row: [_text(wording.video(row)), _text(_ago(row), "dim")],
         State.FAILED: lambda row: [_text(_why(row)), _text(_ago(row), "dim")],
     }
+    parts += [_text(f"{each['what']}: {each['reason']}", "bold red") for each in overview["troubles"]]
     for state, cells in makers.items():
         if overview[state]:
             parts += _section(state, overview, cells)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from framepack_daemon.cli import wording
 from framepack_daemon.cli.context import console, note, report
-from framepack_daemon.cli.overview import one
 from framepack_daemon.errors import EXIT_DONE, EXIT_JOB_FAILED, FramepackError
 from framepack_daemon.job import State
 from framepack_daemon.printable import printable
+from framepack_daemon.spool.status import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,7 +140,7 @@ def _look(queue: Queue, outputs: Path, job: str, watch: _Watch) -> dict[str, Any
         return None
     watch.seen = now
     watch.ended = (watch.ended or now) if state in (State.DONE, State.FAILED) else None
-    return one(queue, outputs, state, job)
+    return current(queue, outputs, state, job)
 
 
 def _final(status: dict[str, Any], since: float) -> bool:

@@ -133,11 +133,9 @@ class Store:
         return checkpoint.environment == self._environment
 
     def clear(self) -> None:
-        """Remove the files, and what a crash left of writing them."""
+        """Remove the files."""
         for path in (self._path, self._step_path):
             path.unlink(missing_ok=True)
-            for rest in path.parent.glob(f".{path.name}.*.tmp"):
-                rest.unlink(missing_ok=True)
 
     def _write(self, path: Path, tensors: dict[str, torch.Tensor], **facts: int) -> None:
         metadata = {key: str(value) for key, value in facts.items()}

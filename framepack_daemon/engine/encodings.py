@@ -36,3 +36,7 @@ class Encodings:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return tuple(tensor.to(device) for tensor in self._kept[key])
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()

@@ -30,7 +30,7 @@ from framepack_daemon.engine.continuation import Ending
 from framepack_daemon.engine.events import Event, Finished, Section, Started, Step
 from framepack_daemon.engine.glimpse import Glimpse
 from framepack_daemon.engine.schedule import Order
-from framepack_daemon.engine.segments import Segments
+from framepack_daemon.engine.segments import EDGE, Segments
 from framepack_daemon.engine.solver import State
 from framepack_daemon.errors import ContinuationError, VideoError
 from framepack_daemon.media import animation, encoders, video
@@ -114,6 +114,7 @@ class _Rendering:
 
     def run(self) -> Iterator[Event]:
         """Everything from the first step that is not done yet."""
+        self._sweep()
         with self._timed("encode"):
             told, before = self._prepare()
             encoders.require(self.request.codec, told.width, told.height)  # a section later it would be too late
@@ -151,6 +152,12 @@ class _Rendering:
                     preview=segments.preview_is_new(),
                 )
             yield self._finish(segments, told)
+
+    def _sweep(self) -> None:
+        """Remove what a call that was killed had half written: this one need not write the same files again."""
+        for pattern in (EDGE, ".*.part", ".*.tmp"):
+            for left in self.scratch.glob(pattern):
+                left.unlink(missing_ok=True)
 
     def _prepare(self) -> tuple[Conditioning, torch.Tensor]:
         """What the transformer is told, and the latent frame (or frames) that the video begins after."""

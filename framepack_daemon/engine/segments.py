@@ -119,7 +119,6 @@ class Segments:
 
     def clear(self) -> None:
         """Remove the files."""
-        for name in (PREVIEW, EDGE):
-            (self._scratch / name).unlink(missing_ok=True)
+        (self._scratch / PREVIEW).unlink(missing_ok=True)
         for section in range(self._order.sections):
             self.path(section).unlink(missing_ok=True)

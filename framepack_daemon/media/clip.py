@@ -63,6 +63,11 @@ def last_frame(path: Path) -> Image.Image:
             raise type(error)(f"{path.name}: {error.message}", hint=error.hint) from error
 
 
+def warm() -> None:
+    """Load what every helper needs."""
+    import av  # noqa: F401, PLC0415 - who only asks `check` stays small
+
+
 def main(arguments: list[str]) -> None:
     """The helper: reads a video from standard input, prints `ClipFacts` or an error as one line of JSON."""
     helper.answer(
@@ -155,7 +160,3 @@ def _require_sensible(width: int, height: int) -> None:
         raise ClipError(
             f"is too large with {width}x{height} pixels", hint="scale it to at most 4096x4096 pixels and drop that"
         )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

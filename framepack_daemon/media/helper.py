@@ -1,7 +1,7 @@
 """Looking into files from strangers: in a short-lived process with limits on memory and time.
 
-`ask` opens the file, starts a module as that process with the file as its standard input, and gives back its answer;
-`answer` is what that module's `main` calls. The calling process only ever opens the file. Knows no format.
+`ask` opens the file, has a module's `main` called in that process with the file as its standard input, and gives back
+its answer; `answer` is what that `main` calls. The calling process only ever opens the file. Knows no format.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import errno
 import json
 import os
 import resource
+import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from framepack_daemon.errors import FramepackError
+from framepack_daemon.media import nursery
 
 
 @dataclass(frozen=True)
@@ -47,32 +47,27 @@ def open_plain(path: Path, errors: Errors) -> BinaryIO:
 
 
 def ask(module: str, path: Path, *arguments: object, errors: Errors, timeout_seconds: float) -> dict[str, Any]:
-    """What `module`, run as a process of its own, says of the file at `path`.
+    """What `main` of `module`, called in a process of its own, says of the file at `path`.
 
-    It is started with `arguments` and the seconds of processor time that it may take. Raises one of `errors` for a file
+    It is called with `arguments` and the seconds of processor time that it may take. Raises one of `errors` for a file
     that is refused or breaks it, OSError when the file can't be opened.
     """
+    words = [*map(str, arguments), str(int(timeout_seconds) + 1)]
     with open_plain(path, errors) as file:
-        command = [sys.executable, "-I", "-m", module, *map(str, arguments), str(int(timeout_seconds) + 1)]
-        try:
-            helper = subprocess.run(
-                command, stdin=file, capture_output=True, timeout=timeout_seconds, check=False, cwd="/"
-            )
-        except subprocess.TimeoutExpired as error:
-            raise errors.bad(
-                f"{path.name}: takes longer than {timeout_seconds:g} s to decode", hint=errors.too_slow
-            ) from error
-    if helper.returncode != 0:
-        last = helper.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        code, said, complaint = nursery.examine(module, words, file, timeout_seconds)
+    if code == -signal.SIGALRM:
+        raise errors.bad(f"{path.name}: takes longer than {timeout_seconds:g} s to decode", hint=errors.too_slow)
+    if code != 0 or not said:
+        last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
         raise errors.bad(
-            f"{path.name}: breaks the decoder (exit {helper.returncode}{': ' if last else ''}{last})",
+            f"{path.name}: breaks the decoder (exit {code}{': ' if last else ''}{last})",
             hint="save it again with another program",
         )
-    said: dict[str, Any] = json.loads(helper.stdout)
-    if "message" in said:
-        kind = errors.incomplete if said["code"] == errors.incomplete.code else errors.bad
-        raise kind(f"{path.name}: {said['message']}", hint=said["hint"])
-    return said
+    found: dict[str, Any] = json.loads(said)
+    if "message" in found:
+        kind = errors.incomplete if found["code"] == errors.incomplete.code else errors.bad
+        raise kind(f"{path.name}: {found['message']}", hint=found["hint"])
+    return found
 
 
 def answer(examine: Callable[[], dict[str, Any]], *, errors: Errors, memory_bytes: int, cpu_seconds: int) -> None:

@@ -82,6 +82,11 @@ def check(path: Path, *, timeout_seconds: float = 60, max_pixels: int = MAX_PIXE
     return ImageFacts(**facts)
 
 
+def warm() -> None:
+    """Load what every helper needs."""
+    Image.init()
+
+
 def main(arguments: list[str]) -> None:
     """The helper: reads a picture from standard input, prints `ImageFacts` or an error as one line of JSON."""
     max_pixels, cpu_seconds = (int(argument) for argument in arguments)
@@ -101,9 +106,14 @@ def load(path: Path) -> Image.Image:
     """
     with helper.open_plain(path, _ERRORS) as file:
         try:
-            return _examine(file, MAX_PIXELS)[0]
+            return decode(file)
         except ImageError as error:
             raise type(error)(f"{path.name}: {error.message}", hint=error.hint) from error
+
+
+def decode(file: BinaryIO) -> Image.Image:
+    """The picture in `file`, as `load` gives it; the errors' messages lack the name of the file."""
+    return _examine(file, MAX_PIXELS)[0]
 
 
 def _examine(file: BinaryIO, max_pixels: int) -> tuple[Image.Image, ImageFacts]:
@@ -194,7 +204,3 @@ def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError):
         return picture
     return converted or picture
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -7,6 +7,7 @@ import shutil
 from typing import Any
 
 import numpy as np
+import pytest
 from lab import QUICK, Lab
 from PIL import Image
 from videos import shade, write_video
@@ -16,6 +17,12 @@ from framepack_daemon.media import clip
 
 SIZE = {"width": 80, "height": 64}
 UNSIZED = {name: value for name, value in QUICK.items() if name not in SIZE}
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, float]:
+    """No drop is taken because of a timer."""
+    return {"rescan_seconds": 3600}
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -53,17 +60,15 @@ def test_backwards_it_goes_on_from_the_last_frame_as_from_a_picture(running: Lab
     assert distance(after[0], before[-1]) < distance(after[0], before[0])
 
 
-def test_a_drop_that_waits_for_a_job_is_taken_as_soon_as_that_is_done(lab: Lab) -> None:
-    lab.start(rescan_seconds=3600)
-    pause = lab.root / "queue" / "pause"
-    pause.touch()
-    lab.drop("one", keep_latents=True)
-    one = lab.ended("one", State.PENDING)
-    put(lab, "two", continue_from=one)
-    listed = json.loads(lab.command("status", "--json").stdout)
+def test_a_drop_that_waits_for_a_job_is_taken_as_soon_as_that_is_done(running: Lab) -> None:
+    running.queue.pause_file.touch()
+    running.drop("one", keep_latents=True)
+    one = running.ended("one", State.PENDING)
+    put(running, "two", continue_from=one)
+    listed = json.loads(running.command("status", "--json").stdout)
     assert listed["halves"] == [{"name": "two.json", "waits_for": f"{one} to be done: it is pending"}]
-    pause.unlink()
-    assert lab.status(lab.ended("two"))["request"]["continue_from"] == one
+    running.queue.pause_file.unlink()
+    assert running.status(running.ended("two"))["request"]["continue_from"] == one
 
 
 def test_a_video_beside_its_sidecar_is_gone_on_from(running: Lab) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import crash
 import pytest
 
 from framepack_daemon.job import State
@@ -16,6 +17,8 @@ from framepack_daemon.job import State
 THREE_SECTIONS = {"frames": 100, "num_inference_steps": 4}
 PUBLISHED = {".mp4", ".poster.jpg", ".status.json"}  # what is in outputs of a job that is done
 MAX_OPERATIONS = 60  # of publishing; the walk ends where there are no more
+# Steps between two kills. At every one of them the folders alone are tried in test_spool_crash.py.
+STRIDE = 1 if crash.THOROUGH else 6
 
 
 def _render_undisturbed(lab, **fields):
@@ -26,56 +29,53 @@ def _render_undisturbed(lab, **fields):
 
 @pytest.mark.parametrize("sampling", ["inverted_anti_drifting", "vanilla"])
 @pytest.mark.parametrize("victim", ["daemon", "worker"])
-def test_a_kill_in_section_2_of_3_costs_no_more_than_that_section(lab, victim: str, sampling: str) -> None:
+def test_a_kill_in_section_2_of_3_costs_no_more_than_that_section(running, victim: str, sampling: str) -> None:
     fields = THREE_SECTIONS | {"sampling": sampling}
-    lab.start()
-    lab.drop(**fields)
-    job = lab.ended("beach", State.PROCESSING)
-    lab.reaches(job, 2, 1)
-    worker = lab.worker_pid()
+    running.drop(**fields)
+    job = running.ended("beach", State.PROCESSING)
+    running.reaches(job, 2, 1)
+    worker = running.worker_pid()
 
-    os.kill(lab.process.pid if victim == "daemon" else worker, signal.SIGKILL)
+    os.kill(running.process.pid if victim == "daemon" else worker, signal.SIGKILL)
     if victim == "daemon":
-        lab.process.wait()
-        lab.until(lambda: not Path(f"/proc/{worker}").exists(), "the worker to die with its daemon")
-        assert lab.jobs(State.PROCESSING) == [job]
-        lab.start()
-    lab.until(lambda: len(lab.events("job_claimed")) == 2, "the second claim")
-    resumed = lab.until(lambda: (lab.status(job)["progress"] or {}).get("section"), "progress")
+        running.process.wait()
+        running.until(lambda: not Path(f"/proc/{worker}").exists(), "the worker to die with its daemon")
+        assert running.jobs(State.PROCESSING) == [job]
+        running.start()
+    running.until(lambda: len(running.events("job_claimed")) == 2, "the second claim")
+    resumed = running.until(lambda: (running.status(job)["progress"] or {}).get("section"), "progress")
     assert resumed >= 2
 
-    lab.ended("beach")
-    assert (lab.frames(job) == _render_undisturbed(lab, **fields)).all()
+    running.ended("beach")
+    assert (running.frames(job) == _render_undisturbed(running, **fields)).all()
 
 
-def test_sigterm_stops_cleanly_and_charges_nothing(lab) -> None:
-    lab.start()
-    lab.drop(**THREE_SECTIONS)
-    job = lab.ended("beach", State.PROCESSING)
-    lab.reaches(job, 2, 2)
-    assert lab.stop() == 0
-    assert lab.jobs(State.PENDING) == [job]
-    assert lab.queue.run(State.PENDING, job).attempts == 0
-    assert lab.status(job)["state"] == "pending"
+def test_sigterm_stops_cleanly_and_charges_nothing(running) -> None:
+    running.drop(**THREE_SECTIONS)
+    job = running.ended("beach", State.PROCESSING)
+    running.reaches(job, 2, 2)
+    assert running.stop() == 0
+    assert running.jobs(State.PENDING) == [job]
+    assert running.queue.run(State.PENDING, job).attempts == 0
+    assert running.status(job)["state"] == "pending"
 
-    lab.start()
-    lab.until(lambda: len(lab.events("job_claimed")) == 2, "the second claim")
-    progress = lab.until(lambda: lab.status(job)["progress"], "progress")
+    running.start()
+    running.until(lambda: len(running.events("job_claimed")) == 2, "the second claim")
+    progress = running.until(lambda: running.status(job)["progress"], "progress")
     assert (progress["section"], progress["step"]) >= (2, 2)
-    lab.ended("beach")
-    assert (lab.frames(job) == _render_undisturbed(lab, **THREE_SECTIONS)).all()
+    running.ended("beach")
+    assert (running.frames(job) == _render_undisturbed(running, **THREE_SECTIONS)).all()
 
 
-def test_a_second_signal_stops_at_once(lab) -> None:
-    lab.start()
-    lab.drop(frames=37, num_inference_steps=1, width=512, height=512)
-    job = lab.ended("beach", State.PROCESSING)
-    lab.process.send_signal(signal.SIGTERM)
-    lab.until(lambda: lab.events("job_stopping"), "the stop")
-    worker = lab.worker_pid()
-    lab.stop()
-    lab.until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
-    assert job in lab.jobs(State.PENDING) + lab.jobs(State.DONE)
+def test_a_second_signal_stops_at_once(running) -> None:
+    running.drop(frames=37, num_inference_steps=1, width=512, height=512)
+    job = running.ended("beach", State.PROCESSING)
+    running.process.send_signal(signal.SIGTERM)
+    running.until(lambda: running.events("job_stopping"), "the stop")
+    worker = running.worker_pid()
+    running.stop()
+    running.until(lambda: not Path(f"/proc/{worker}").exists(), "the worker's end")
+    assert job in running.jobs(State.PENDING) + running.jobs(State.DONE)
 
 
 def test_a_kill_at_each_step_of_publishing_renders_nothing_twice(lab) -> None:
@@ -89,7 +89,7 @@ def test_a_kill_at_each_step_of_publishing_renders_nothing_twice(lab) -> None:
     (lab.root / "daemon.log").unlink()
     shutil.copytree(lab.root, template)
 
-    for operation in range(MAX_OPERATIONS):
+    for operation in range(0, MAX_OPERATIONS, STRIDE):
         shutil.rmtree(lab.root)
         shutil.copytree(template, lab.root)
         script = Path(__file__).with_name("dying_daemon.py")
@@ -152,12 +152,11 @@ def test_a_worker_that_hangs_is_killed_and_its_job_is_tried_again(lab) -> None:
     lab.ended("beach")
 
 
-def test_missing_weights_leave_the_job_waiting_with_the_command_that_mends_it(lab) -> None:
-    lab.start()
-    lab.drop("real", model="framepack-i2v")
-    job = lab.ended("real", State.PENDING)
-    lab.until(lambda: "models pull framepack-i2v" in lab.status(job)["message"], "the reason")
-    lab.drop("tiny")
-    lab.ended("tiny")
-    assert lab.jobs(State.PENDING) == [job]
-    assert lab.queue.run(State.PENDING, job).attempts == 0
+def test_missing_weights_leave_the_job_waiting_with_the_command_that_mends_it(running) -> None:
+    running.drop("real", model="framepack-i2v")
+    job = running.ended("real", State.PENDING)
+    running.until(lambda: "models pull framepack-i2v" in running.status(job)["message"], "the reason")
+    running.drop("tiny")
+    running.ended("tiny")
+    assert running.jobs(State.PENDING) == [job]
+    assert running.queue.run(State.PENDING, job).attempts == 0

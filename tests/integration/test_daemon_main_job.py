@@ -12,6 +12,12 @@ import pytest
 from framepack_daemon.job import State
 
 
+@pytest.fixture(scope="module")
+def settings() -> dict[str, float]:
+    """A picture alone does not wait long for a sidecar."""
+    return {"partner_seconds": 0.3}
+
+
 def test_a_dropped_pair_becomes_the_video_that_it_asked_for(running) -> None:
     running.drop(frames=50, width=80, height=64)
     job = running.ended("beach")
@@ -47,24 +53,22 @@ def test_the_two_files_may_come_in_either_order_and_far_apart(running, first: st
     running.ended("half")
 
 
-def test_the_status_file_goes_through_the_states(lab) -> None:
-    (lab.root / "queue").mkdir()
-    (lab.root / "queue" / "pause").touch()
-    lab.start()
-    lab.drop(frames=110, num_inference_steps=3)
-    job = lab.ended("beach", State.PENDING)
-    lab.until((lab.outputs / f"{job}.status.json").exists, "the status file")
-    assert lab.status(job)["state"] == "pending"
+def test_the_status_file_goes_through_the_states(running) -> None:
+    running.queue.pause_file.touch()
+    running.drop(frames=110, num_inference_steps=3)
+    job = running.ended("beach", State.PENDING)
+    running.until((running.outputs / f"{job}.status.json").exists, "the status file")
+    assert running.status(job)["state"] == "pending"
 
-    (lab.root / "queue" / "pause").unlink()
-    lab.until(lambda: lab.status(job)["progress"], "progress")
-    running = lab.status(job)
-    assert running["state"] == "processing"
-    assert running["progress"]["sections"] == 4
+    running.queue.pause_file.unlink()
+    running.until(lambda: running.status(job)["progress"], "progress")
+    begun = running.status(job)
+    assert begun["state"] == "processing"
+    assert begun["progress"]["sections"] == 4
 
-    lab.until(lambda: (lab.status(job)["progress"] or {}).get("eta_seconds"), "an estimate")
-    lab.ended("beach")
-    done = lab.status(job)
+    running.until(lambda: (running.status(job)["progress"] or {}).get("eta_seconds"), "an estimate")
+    running.ended("beach")
+    done = running.status(job)
     assert done["state"] == "done"
     assert done["submitted_at"] < done["started_at"] < done["finished_at"]
     assert done["timings"]["sample"] > 0
@@ -102,14 +106,14 @@ def test_a_bad_pair_is_refused_whole_and_the_queue_goes_on(running) -> None:
     assert "120" in error["hint"]
 
 
-def test_a_preset_folder_takes_a_picture_alone(lab) -> None:
-    folder = lab.inbox / "slow zoom"
+def test_a_preset_folder_takes_a_picture_alone(running) -> None:
+    folder = running.inbox / "slow zoom"
+    running.drop(folder=running.root)
     folder.mkdir()
-    lab.drop(folder=folder)
-    (folder / "beach.json").rename(folder / "defaults.json")
-    lab.start(partner_seconds=0.3)
-    job = lab.ended("beach")
-    assert lab.status(job)["request"]["prompt"] == "waves"
+    (running.root / "beach.json").rename(folder / "defaults.json")
+    (running.root / "beach.png").rename(folder / "beach.png")
+    job = running.ended("beach")
+    assert running.status(job)["request"]["prompt"] == "waves"
     assert (folder / "defaults.json").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from framepack_daemon.job import State
@@ -49,7 +51,7 @@ def test_with_the_queue_paused_an_interrupted_job_waits(running) -> None:
     running.drop("long", **LONG)
     job = running.ended("long", State.PROCESSING)
     running.reaches(job, 1, 1)
-    (running.root / "queue" / "pause").touch()
+    running.queue.pause_file.touch()
     _move(running, job, State.PROCESSING, State.PENDING)
     running.until(lambda: running.events("job_stopped"), "the stop")
     running.until(lambda: running.status(job)["state"] == "pending", "the status")
@@ -57,6 +59,19 @@ def test_with_the_queue_paused_an_interrupted_job_waits(running) -> None:
     running.ended("short", State.PENDING)
     assert running.jobs(State.PROCESSING) == []
     assert len(running.events("job_claimed")) == 1
+
+
+def test_a_retry_that_is_cancelled_before_it_is_seen(running) -> None:
+    running.drop()
+    job = running.ended("beach")
+    running.until(lambda: running.status(job)["state"] == "done", "its status")
+    running.process.send_signal(signal.SIGSTOP)
+    _move(running, job, State.DONE, State.PENDING)
+    _move(running, job, State.PENDING, State.FAILED)
+    running.process.send_signal(signal.SIGCONT)
+    running.until(lambda: running.events("job_cancelled"), "the daemon to see it")
+    running.until(lambda: running.status(job)["outcome"] == "cancelled", "its status")
+    assert running.status(job)["state"] == "failed"
 
 
 def test_failed_to_pending_runs_again(running) -> None:
@@ -79,22 +94,20 @@ def test_failed_to_pending_runs_again(running) -> None:
 
 
 @pytest.mark.parametrize("by_command", [False, True])
-def test_removing_a_pending_job_cancels_it(lab, by_command: bool) -> None:
-    (lab.root / "queue").mkdir()
-    (lab.root / "queue" / "pause").touch()
-    lab.start()
-    lab.drop()
-    job = lab.ended("beach", State.PENDING)
-    lab.until((lab.outputs / f"{job}.status.json").exists, "the status")
+def test_removing_a_pending_job_cancels_it(running, by_command: bool) -> None:
+    running.queue.pause_file.touch()
+    running.drop()
+    job = running.ended("beach", State.PENDING)
+    running.until((running.outputs / f"{job}.status.json").exists, "the status")
     if by_command:
-        assert lab.command("remove", job).returncode == 0
+        assert running.command("remove", job).returncode == 0
     else:
-        lab.queue.path(State.PENDING, job).rename(lab.root / "elsewhere")
-    lab.until(lambda: lab.status(job)["outcome"] == "cancelled", "the cancellation")
-    (lab.root / "queue" / "pause").unlink()
-    lab.drop("other")
-    lab.ended("other")
-    assert lab.queue.state_of(job) is None
+        running.queue.path(State.PENDING, job).rename(running.root / "elsewhere")
+    running.until(lambda: running.status(job)["outcome"] == "cancelled", "the cancellation")
+    running.queue.pause_file.unlink()
+    running.drop("other")
+    running.ended("other")
+    assert running.queue.state_of(job) is None
 
 
 @pytest.mark.parametrize("by_command", [False, True])
@@ -118,7 +131,7 @@ def test_to_failed_cancels_a_running_job(running, by_command: bool) -> None:
 def test_a_repeated_drop_starts_nothing_in_any_state(running) -> None:
     running.drop("long", **LONG)
     job = running.ended("long", State.PROCESSING)
-    (running.root / "queue" / "pause").touch()
+    running.queue.pause_file.touch()
 
     def again(state: State) -> None:
         before = len(running.events("job_known"))
@@ -135,7 +148,7 @@ def test_a_repeated_drop_starts_nothing_in_any_state(running) -> None:
     _move(running, job, State.FAILED, State.PENDING)
     running.until(lambda: running.status(job)["state"] == "pending", "the retry")
     again(State.PENDING)
-    (running.root / "queue" / "pause").unlink()
+    running.queue.pause_file.unlink()
     running.drop("short")
     short = running.ended("short") if running.command("cancel", job).returncode == 0 else ""
     running.drop("short")
@@ -143,36 +156,37 @@ def test_a_repeated_drop_starts_nothing_in_any_state(running) -> None:
     assert len([event for event in running.events("job_done") if event["job"] == short]) == 1
 
 
-def test_a_file_swapped_for_a_link_keeps_no_other_job_from_running(lab) -> None:
-    (lab.root / "queue").mkdir()
-    (lab.root / "queue" / "pause").touch()
-    lab.start()
-    lab.drop("swapped")
-    job = lab.ended("swapped", State.PENDING)
-    lab.drop("other")
-    lab.ended("other", State.PENDING)
+def test_a_file_swapped_for_a_link_keeps_no_other_job_from_running(running) -> None:
+    running.queue.pause_file.touch()
+    running.drop("swapped")
+    job = running.ended("swapped", State.PENDING)
+    running.drop("other")
+    running.ended("other", State.PENDING)
     # The keeper has seen both: what comes now, only the claim can find out.
-    lab.until(lambda: lab.status(job)["state"] == "pending", "the status")
-    picture = lab.queue.path(State.PENDING, job) / "swapped.png"
+    running.until(lambda: running.status(job)["state"] == "pending", "the status")
+    picture = running.queue.path(State.PENDING, job) / "swapped.png"
     picture.unlink()
-    picture.symlink_to(lab.picture)
-    (lab.root / "queue" / "pause").unlink()
-    lab.ended("other")
-    lab.until(lambda: lab.queue.state_of(job) is not State.PENDING, "the swapped one to be refused or entered anew")
+    picture.symlink_to(running.picture)
+    running.queue.pause_file.unlink()
+    running.ended("other")
+    running.until(lambda: running.queue.state_of(job) is not State.PENDING, "the swapped one to be refused or entered")
 
 
-@pytest.mark.parametrize("outcome", ['{"outcome": "completed"}', '{"outcome": "completed", "video": 5}', "{", "[]"])
-def test_an_outcome_without_a_video_is_set_aside_and_the_job_runs(lab, outcome: str) -> None:
+def test_an_outcome_without_a_video_is_set_aside_and_the_job_runs(lab) -> None:
+    outcomes = ['{"outcome": "completed"}', '{"outcome": "completed", "video": 5}', "{", "[]"]
     lab.queue.make()
     lab.queue.pause_file.touch()
     lab.start()
-    lab.drop()
-    job = lab.ended("beach", State.PENDING)
+    jobs = []
+    for seed in range(len(outcomes)):
+        lab.drop(f"beach{seed}", seed=seed, frames=5)
+        jobs.append(lab.ended(f"beach{seed}", State.PENDING))
     lab.stop()
-    folder = lab.queue.path(State.PENDING, job).rename(lab.queue.path(State.PROCESSING, job))
-    (folder / "outcome.json").write_text(outcome)
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        folder = lab.queue.path(State.PENDING, job).rename(lab.queue.path(State.PROCESSING, job))
+        (folder / "outcome.json").write_text(outcome)
     lab.queue.pause_file.unlink()
     lab.start()
-    assert lab.ended("beach") == job
-    assert lab.status(job)["outcome"] == "completed"
-    assert len(lab.events("video_lost")) == 1
+    assert [lab.ended(f"beach{seed}") for seed in range(len(outcomes))] == jobs
+    assert [lab.status(job)["outcome"] for job in jobs] == ["completed"] * len(outcomes)
+    assert sorted(event["job"] for event in lab.events("video_lost")) == jobs

@@ -14,15 +14,14 @@ from PIL import Image
 from framepack_daemon.job import State
 from framepack_daemon.media import video
 
-FRAMES = 200  # six sections
+FRAMES = 150  # five sections
 FIELDS = {"frames": FRAMES, "height": 112}  # of this height torch decodes the tiny model's frames in its fast way
 
 
-@pytest.fixture
-def running(lab: Lab) -> Lab:
-    """A daemon whose worker leaves a core to the test."""
-    lab.start(threads=1)
-    return lab
+@pytest.fixture(scope="module")
+def settings() -> dict[str, int]:
+    """The worker leaves a core to the test."""
+    return {"threads": 1}
 
 
 def names(lab: Lab, job: str) -> set[str]:

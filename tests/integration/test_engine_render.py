@@ -163,6 +163,21 @@ def test_a_killed_process_ends_in_the_same_video(  # noqa: PLR0917 - fixtures
     assert resumed.facts.sha256 == whole[sampling]
 
 
+@pytest.mark.parametrize("done", [0, 1])
+def test_what_a_killed_render_had_half_written_is_removed(
+    done: int, tiny_models: Models, picture: Path, tmp_path: Path
+) -> None:
+    asked = request(frames=37, num_inference_steps=1)
+    undisturbed, scratch = tmp_path / "undisturbed", tmp_path / "killed"
+    finish(asked, tiny_models, picture, undisturbed)
+    stop(asked, tiny_models, picture, scratch, lambda event: isinstance(event, (render.Started, render.Section)[done]))
+    halves = ("edge.mp4", ".edge.mp4.part", ".segment-0007.mp4.part", ".checkpoint.safetensors.0123abcd.tmp")
+    for name in halves:
+        (scratch / name).write_bytes(b"half")
+    finish(asked, tiny_models, picture, scratch)
+    assert sorted(scratch.iterdir()) == sorted(scratch / path.name for path in undisturbed.iterdir())
+
+
 def test_another_request_solver_or_revision_or_a_damaged_file_starts_afresh(
     whole: dict[str, str], tiny_models: Models, picture: Path, tmp_path: Path
 ) -> None:

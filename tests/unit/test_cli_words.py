@@ -96,6 +96,7 @@ def overview(**changes: Any) -> dict[str, Any]:
     return {
         "daemon": {"running": True},
         "paused": False,
+        "troubles": [],
         "folders": {"inbox": "/in", "outputs": "/out", "queue": "/queue"},
         "counts": {"pending": 0, "processing": 0, "done": 0, "failed": 0},
         "processing": [],

@@ -25,24 +25,45 @@ MAY_IMPORT = {
     "scratch": set(),
     "progress": set(),
     "settings": LEAVES,
-    "logs": LEAVES,
+    "journal": {"printable"},
+    "logs": LEAVES | {"journal"},
+    "metrics": LEAVES | {"__init__", "spool.keeper", "workers.channel", "workers.pool"},
+    "exports": {"errors"},
+    "notify": LEAVES | {"spool.queue"},
+    "gallery": LEAVES | {"gallery_files", "gallery_page", "spool"},
+    "gallery_files": {"atomic", "gallery_page"},
+    "gallery_page": {"job", "printable"},
+    "observer": LEAVES
+    | {"exports", "gallery", "lifecycle", "logs", "metrics", "notify", "report", "settings", "spool"}
+    | {"workers.channel", "workers.pool"},
     "weights": LEAVES,
     "loras": LEAVES,
     "media": LEAVES,
     "spool": LEAVES | {"media.image", "media.clip"},
     "workers.channel": LEAVES,
     "workers.pool": LEAVES | {"workers.channel"},
-    "workers.child": LEAVES | {"workers.channel", "engine", "weights", "loras"},
+    "workers.child": {"workers.renderer"},
+    "workers.renderer": LEAVES | {"workers.channel", "engine", "weights", "loras"},
     "engine": LEAVES | {"media", "weights", "loras"},
+    "systemd": set(),
+    "signals": set(),
+    "report": {"printable", "lifecycle", "progress", "spool.troubles", "workers.pool"},
+    "reload": LEAVES | {"logs", "settings", "signals", "systemd"},
+    "startup": LEAVES | {"reload", "report", "settings", "signals", "spool", "systemd"},
     "endings": LEAVES | {"spool"},
-    "lifecycle": LEAVES | {"endings", "spool", "workers.channel", "workers.pool", "progress"},
-    "daemon": LEAVES | {"spool", "workers.pool", "lifecycle", "endings", "settings"},
-    "cli": LEAVES | {"spool", "daemon", "settings", "logs", "weights", "media", "workers.pool", "__init__"},
+    "reasons": LEAVES | {"spool", "workers.channel", "workers.pool"},
+    "lifecycle": LEAVES | {"endings", "reasons", "spool", "workers.channel", "workers.pool", "progress"},
+    "parts": {"settings", "spool.inbox", "workers.pool"},
+    "daemon": LEAVES
+    | {"spool", "workers.channel", "workers.pool", "lifecycle", "endings", "settings"}
+    | {"observer", "parts", "reload", "report", "signals", "startup", "systemd"},
+    "web": LEAVES | {"spool", "settings", "loras", "media.image", "media.clip", "media.helper", "__init__"},
+    "cli": LEAVES | {"spool", "daemon", "settings", "logs", "weights", "media", "workers.pool", "web", "__init__"},
     "__main__": {"cli"},
     "__init__": set(),
 }
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "safetensors", "peft"}
-MAY_IMPORT_TORCH = {"engine", "workers.child"}
+MAY_IMPORT_TORCH = {"engine", "workers.renderer"}
 
 
 def _module(path: Path) -> str:

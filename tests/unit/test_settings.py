@@ -188,7 +188,9 @@ def test_the_page_on_settings_has_every_setting_with_its_default_and_range() -> 
     page = (Path(__file__).parents[2] / "docs/settings.md").read_text()
     for name, field in Settings.model_fields.items():
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
-        if isinstance(field.default, (int, float)):
+        if isinstance(field.default, bool):
+            assert f"| `{str(field.default).lower()}` |" in row
+        elif isinstance(field.default, (int, float)):
             assert f"| `{field.default:g}` |" in row
         assert settings.allowed(name).removeprefix("the path of ") in row
         assert (field.description or "").partition(" Default: ")[0] in row

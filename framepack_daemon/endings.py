@@ -62,7 +62,7 @@ class Endings:
     def due(self) -> list[str]:
         """The jobs that have an outcome, whoever left it there, and may be brought to their end now."""
         for job in self.queue.names(State.PROCESSING):
-            if self.queue.has_outcome(State.PROCESSING, job):
+            if job not in self.keeper.barred and self.queue.has_outcome(State.PROCESSING, job):
                 self._when.setdefault(job, 0.0)
         return [job for job, when in self._when.items() if time.monotonic() >= when]
 
@@ -72,6 +72,9 @@ class Endings:
             try:
                 self._end(job)
             except OSError as error:
+                if self.keeper.barred.note(job, State.PROCESSING, error):
+                    del self._when[job]
+                    continue
                 if self._when[job] == 0.0:
                     _log.error("publishing_failed", job=job, reason=str(error), retry_seconds=RETRY_SECONDS)
                     self.writer.amend(job, message=f"is rendered; waits to be published: {error}")

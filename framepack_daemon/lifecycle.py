@@ -91,11 +91,11 @@ class Lifecycle:
 
     def _claim(self, job: str) -> Run | None:
         """Take a job out of `pending/`; None when it is not there or not what it was, and has left the line."""
-        run = self.queue.run(State.PENDING, job)
         folder = self.queue.path(State.PENDING, job)
-        if run is not None and self.keeper.line.put(run):
-            return None  # someone gave it another priority
         try:
+            run = self.queue.run(State.PENDING, job)
+            if run is not None and self.keeper.line.put(run):
+                return None  # someone gave it another priority
             if run is None or not is_unchanged(folder, run):
                 _log.info("job_changed_while_pending", job=job)
                 self.keeper.look_again(job)
@@ -105,6 +105,10 @@ class Lifecycle:
         except (FileNotFoundError, FileExistsError):
             self.keeper.line.discard(job)
             return None  # someone was faster
+        except PermissionError as error:
+            if not self.keeper.bar(job, error):
+                raise
+            return None  # nobody may move it but its owner
         self.keeper.moved(job, State.PROCESSING)
         if self.queue.has_outcome(State.PROCESSING, job):
             # It was put into pending/ to run again in this very moment: the keeper has to prepare it first.

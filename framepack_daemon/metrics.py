@@ -26,7 +26,8 @@ from framepack_daemon.workers.pool import Phase, Worker
 
 LOOK_SECONDS = 5.0  # between two looks; one at 100,000 jobs takes some 10 ms
 OUTCOMES = {"job_done": "completed", "job_failed": "failed", "job_cancelled": "cancelled", "job_refused": "refused"}
-TROUBLES = ("intake", "publishing", "queue", "scratch", "status files")  # what can fail for a folder's sake
+# What can fail for a folder's sake.
+TROUBLES = ("intake", "permissions", "publishing", "queue", "scratch", "status files")
 WORK = ("load", "encode", "sample", "decode", "write", "publish")  # kinds of work on a job
 FAULTS = ("worker_died", "worker_error", "out_of_memory")  # the usual codes of an attempt that failed
 STEP_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 2, 3, 5, 7, 10, 15, 20, 30, 60, 120)  # seconds; 1 to 20 on the usual GPUs

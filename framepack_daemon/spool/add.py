@@ -135,7 +135,10 @@ class Door:
         for place in sorted(self.queue.building.glob(f"{prefix}*")):
             if not atomic.is_locked(place):
                 _log.info("intake_recovered", place=place.name)
-                self.complete(place)
+                try:
+                    self.complete(place)
+                except PermissionError as error:  # another user's files in a folder made by hand; nothing is lost
+                    _log.warning("intake_not_recovered", place=str(place), reason=str(error))
 
     def complete(self, place: Path) -> None:
         """Finish or undo what was left in one place."""

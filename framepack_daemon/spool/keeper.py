@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from framepack_daemon import atomic
 from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Run, State, failure, now
 from framepack_daemon.spool import capture, status, watch
 from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.barred import Barred
 from framepack_daemon.spool.line import Line, places
 from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.queue import PRECEDENCE, Queue, is_name
@@ -43,13 +45,18 @@ class Keeper:
     work_dir: Path
     settle_seconds: float
     line: Line = field(default_factory=Line)  # the pending jobs in their order
+    barred: Barred = field(init=False)
     seen: dict[str, State] = field(default_factory=dict)  # where each job stood when it was entered
-    _arrived: dict[str, State] = field(default_factory=dict)  # jobs that have to be entered where they stand
+    _arrived: OrderedDict[str, State] = field(default_factory=OrderedDict)  # jobs to be entered where they stand
     is_behind: bool = False  # the last pass ended before every job was entered
     _held: frozenset[str] = frozenset()
     _folders: list[tuple[int, int] | None] = field(default_factory=list)
     _strange: dict[str, tuple[tuple[float, ...], float]] = field(default_factory=dict)
     _to_read: list[str] = field(default_factory=list)  # jobs whose records are read again in the next passes
+
+    def __post_init__(self) -> None:
+        """Have a list of what cannot be touched."""
+        self.barred = Barred(self.queue, self.writer.troubles)
 
     def tidy(self, held: frozenset[str], heard: set[str] | None = None, seconds: float = math.inf) -> None:
         """One pass, over the jobs that something was heard of or else over everything.
@@ -60,6 +67,7 @@ class Keeper:
         folders = [watch.folder_identity(self.queue.folder(state)) for state in State]
         if None in folders:
             return  # the share is away: that is not "every job was removed"
+        self.barred.look()
         same = folders == self._folders
         everything = heard is None or not same
         stand = self.settle_conflicts(None if everything else heard)
@@ -99,15 +107,22 @@ class Keeper:
         self.line.discard(job)
         self._arrived[job] = State.PENDING
 
+    def bar(self, job: str, error: PermissionError) -> bool:
+        """Whether the error says that a pending job may not be moved or read, which is passed over from now on."""
+        if not self.barred.note(job, State.PENDING, error):
+            return False
+        self.look_again(job)
+        return True
+
     def _enter_arrived(self, until: float) -> None:
         """Enter jobs until that time (monotonic); who cannot be entered yet stays for the next pass."""
-        waiting, self._arrived, self.is_behind = list(self._arrived.items()), {}, False
-        for number, (job, state) in enumerate(waiting):
-            if time.monotonic() > until:
-                self._arrived.update(waiting[number:])
-                self.is_behind = True
-                return
-            self._enter(job, state)
+        # Taken out one by one: a pass of milliseconds does not copy a hundred thousand names.
+        waiting, self._arrived = self._arrived, OrderedDict()
+        while waiting and time.monotonic() <= until:
+            self._enter(*waiting.popitem(last=False))
+        self.is_behind = bool(waiting)
+        waiting.update(self._arrived)
+        self._arrived = waiting
 
     def is_known(self, job: str) -> bool:
         """Whether a job was seen somewhere, be it entered there or not."""
@@ -115,7 +130,7 @@ class Keeper:
 
     def line_up(self) -> None:
         """Give the pending jobs that are still to be entered their places in the line."""
-        jobs = [job for job, state in self._arrived.items() if state is State.PENDING]
+        jobs = [job for job, state in self._arrived.items() if state is State.PENDING and job not in self.barred]
         for place in places(self.queue.folder(State.PENDING), jobs):
             self.line.put_at(place)
 
@@ -124,7 +139,12 @@ class Keeper:
         if not self._to_read:
             self._to_read = [job for job, state in self.seen.items() if state is State.PENDING]
         for job in self._to_read[-RECORDS_PER_PASS:]:
-            run = self.queue.run(State.PENDING, job)
+            try:
+                run = self.queue.run(State.PENDING, job)
+            except PermissionError as error:
+                if not self.bar(job, error):
+                    raise
+                continue
             if run is not None and run.job == job and job in self.line:
                 self.line.put(run)
         del self._to_read[-RECORDS_PER_PASS:]
@@ -172,13 +192,29 @@ class Keeper:
         for state, jobs in self._listing(heard).items():
             for job in jobs:
                 if stand.setdefault(job, state) is not state and self.queue.path(stand[job], job).is_dir():
-                    aside = self.queue.set_aside(self.queue.path(state, job))
-                    _log.warning("job_conflict", job=job, kept=stand[job], aside=aside.name)
+                    self._set_aside(job, state, stand[job])
         return stand
+
+    def _set_aside(self, job: str, state: State, kept: State) -> None:
+        if job in self.barred:
+            return
+        try:
+            aside = self.queue.set_aside(self.queue.path(state, job))
+        except PermissionError as error:
+            if not self.barred.note(job, state, error):
+                raise
+        else:
+            _log.warning("job_conflict", job=job, kept=kept, aside=aside.name)
 
     def _enter(self, job: str, state: State) -> None:
         """Do what a job's arrival in a state asks for, or see to it that it is looked at again in the next pass."""
-        if self._is_entered(job, state):
+        entered = False
+        try:
+            entered = job not in self.barred and self._is_entered(job, state)
+        except PermissionError as error:
+            if not self.barred.note(job, state, error):
+                raise
+        if entered:
             self.seen[job] = state
         else:
             self.seen.pop(job, None)

@@ -113,7 +113,10 @@ def places(folder: Path, jobs: list[str]) -> Iterator[Place]:
 
 
 def _place(folder: Path, job: str) -> Place | None:
-    record = atomic.read_json(folder / job / RUN_FILE) or {}
+    try:
+        record = atomic.read_json(folder / job / RUN_FILE) or {}
+    except PermissionError:
+        return None
     priority, attempts, queued_at = (record.get(name) for name in ("priority", "attempts", "queued_at"))
     if isinstance(priority, int) and isinstance(attempts, int) and isinstance(queued_at, str):
         return (-priority, queued_at, job) if record.get("job") == job else None

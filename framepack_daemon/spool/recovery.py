@@ -41,9 +41,13 @@ def recover(keeper: Keeper, drop_folders: Iterable[Path], seconds: float = math.
             (keeper.outputs / name).unlink(missing_ok=True)
     keeper.settle_conflicts()
     for job in queue.names(State.PROCESSING):
-        if not queue.has_outcome(State.PROCESSING, job):
-            _log.info("job_recovered", job=job)
-            queue.move(job, State.PROCESSING, State.PENDING)
+        try:
+            if not queue.has_outcome(State.PROCESSING, job):
+                queue.move(job, State.PROCESSING, State.PENDING)
+                _log.info("job_recovered", job=job)
+        except PermissionError as error:
+            if not keeper.barred.note(job, State.PROCESSING, error):
+                raise
     keeper.tidy(held=frozenset(), seconds=seconds)
     keeper.line_up()
     _end_vanished(keeper, published)

@@ -230,7 +230,7 @@ def test_another_member_of_the_group_moves_jobs(share: Wrapped, source: State, t
 
 
 @pytest.mark.parametrize("mask", ["0002", "0022", "0077"])
-def test_a_folder_of_another_user_in_pending_stops_nothing(share: Wrapped, mask: str) -> None:
+def test_a_folder_of_another_user_in_pending_keeps_no_other_job(share: Wrapped, mask: str) -> None:
     """One that the daemon may write becomes a job; any other is said once, and every other job goes on."""
     stem, seed = f"by-hand-{mask}", int(mask, 8) + 100
     share.drop(stem, folder=share.root, seed=seed)
@@ -239,15 +239,65 @@ def test_a_folder_of_another_user_in_pending_stops_nothing(share: Wrapped, mask:
     _as(SHARE_USER, "sh", "-c", script, "sh", folder, share.root / f"{stem}.png", share.root / f"{stem}.json")
     if mask == "0002":
         share.until(lambda: share.jobs(State.PENDING, f"{stem}-"), "a job")
-    _put(share, share.inbox, f"after-{mask}", seed=seed + 1000)
-    job = share.ended(f"after-{mask}", State.PENDING)
-    assert share.command("cancel", job).returncode == 0
-    share.until(lambda: share.status(job)["outcome"] == "cancelled", "the next job to be looked after")
-    assert share.counts("queue_unreachable", stem) <= 1
-    assert share.process.poll() is None
+    else:
+        share.until(lambda: share.counts("job_barred", stem), "the warning")
+    _renders_another(share, f"after-{mask}", seed + 1000)
     if mask != "0002":
+        assert share.counts("job_barred", stem) == 1
         assert sorted(path.name for path in folder.iterdir()) == [f"{stem}.json", f"{stem}.png"]
+        assert f"pending/{stem}" in str(_troubles(share))
         shutil.rmtree(folder)
+    share.until(lambda: not _troubles(share), "no trouble to be left")
+
+
+@pytest.mark.parametrize("mask", ["0022", "0077"])
+@pytest.mark.parametrize("target", [State.PENDING, State.PROCESSING, State.DONE])
+def test_a_job_that_another_user_copied_keeps_no_other_job(share: Wrapped, mask: str, target: State) -> None:
+    """As `cp -r` from `failed/` makes it: neither to be moved nor written by the daemon."""
+    stem, seed = f"copied-{target}-{mask}", int(mask, 8) + 200 + list(State).index(target)
+    _put(share, share.inbox, stem, seed=seed)
+    job = share.ended(stem, State.PENDING)
+    assert share.command("cancel", job).returncode == 0
+    share.until((share.queue.path(State.FAILED, job) / "outcome.json").exists, "the outcome")
+    aside = share.root / job
+    share.queue.path(State.FAILED, job).rename(aside)
+    share.until(lambda: share.counts("job_removed", job), "it to be gone")
+    (aside / "outcome.json").unlink()
+    folder = share.queue.path(target, job)
+    _as(SHARE_USER, "sh", "-c", f'umask {mask}; cp -r "$1" "$2"', "sh", aside, folder)
+    _renders_another(share, f"beside-{target}-{mask}", seed + 1000)
+    assert share.counts("job_barred", job) == 1
+    assert f"{target}/{job}" in str(_troubles(share))
+    if target is not State.DONE:  # what a start does with those that wait or run is another matter
+        assert share.stop() == 0
+        share.start(rescan_seconds=0.5)
+        _renders_another(share, f"again-{target}-{mask}", seed + 2000)
+    folder.chmod(0o2775)
+    for path in folder.iterdir():
+        path.chmod(0o664)
+    os.chown(folder, -1, GROUP)
+    share.until(lambda: not _troubles(share), "no trouble to be left")
+    if target is State.PROCESSING:
+        share.until(lambda: share.queue.state_of(job) is State.PENDING, "it to wait")
+    assert share.command("cancel", job).returncode == 0
+    share.until(lambda: share.status(job)["outcome"] == "cancelled", "the end")
+
+
+def _renders_another(share: Wrapped, stem: str, seed: int) -> None:
+    """See that a pair that is dropped now is rendered, though something else stands in the way."""
+    share.queue.pause_file.unlink()
+    try:
+        _put(share, share.inbox, stem, seed=seed, frames=5, num_inference_steps=1, priority=90)
+        job = share.ended(stem)
+    finally:
+        share.queue.pause_file.touch()
+    share.until(lambda: share.status(job)["state"] == "done", "the status to say so")
+    assert share.process is not None
+    assert share.process.poll() is None
+
+
+def _troubles(share: Wrapped) -> list[Any]:
+    return json.loads(share.command("status", "--json").stdout)["troubles"]
 
 
 # -- shares ------------------------------------------------------------------------------------------------------------

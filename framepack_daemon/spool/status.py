@@ -132,8 +132,11 @@ def current(queue: Queue, outputs: Path, state: State, job: str) -> dict[str, An
     body = read(outputs, job)
     if body is None or body.get("state") != state:
         # The file is away, or lags behind the folder for a moment: the job's own records say what there is to say.
-        run = queue.run(state, job)
-        body = compose(queue, run, state) if run else {"message": "has no readable record"}
+        try:
+            run = queue.run(state, job)
+            body = compose(queue, run, state) if run else {"message": "has no readable record"}
+        except PermissionError:
+            body = {"message": "its directory is closed to this user"}
     return body | {"job": job, "state": str(state)}
 
 

@@ -21,7 +21,7 @@ from spool_bench import AT_ONCE, SIDECAR, Bench
 from framepack_daemon import atomic
 from framepack_daemon.errors import DropError, QueueHeldError, StateError, UnknownJobError
 from framepack_daemon.job import Role, State, stored_name
-from framepack_daemon.spool import capture, inbox, moves, submit
+from framepack_daemon.spool import capture, inbox, moves, status, submit
 from framepack_daemon.spool import lock as locks
 from framepack_daemon.spool.drop import Drop, Part, known_as
 from framepack_daemon.spool.groups import halves
@@ -120,6 +120,22 @@ def test_what_cannot_be_read_is_left_and_keeps_nothing_else(bench: Bench, capfd:
     assert capfd.readouterr().out.count("drop_unreadable") == 1
     (bench.inbox / "secret.png").chmod(0o644)
     assert "secret" in str(bench.take())
+
+
+def test_a_job_whose_directory_is_closed_is_listed_and_keeps_none_from_its_place(bench: Bench) -> None:
+    jobs = {}
+    for stem in ("closed", "open"):
+        bench.drop(stem)
+        jobs[stem] = bench.take_one()
+    (bench.outputs / f"{jobs['closed']}.status.json").unlink()
+    bench.queue.path(State.PENDING, jobs["closed"]).chmod(0)
+
+    def look() -> list[object]:
+        _as_anybody()
+        shown = [status.current(bench.queue, bench.outputs, State.PENDING, job) for job in jobs.values()]
+        return [bench.queue.waiting(), *(each["message"] for each in shown)]
+
+    assert in_child(look) == [[jobs["open"]], "its directory is closed to this user", "waits for its turn"]
 
 
 @pytest.mark.parametrize("content", [b'{"prompt": "wav', None])

@@ -47,8 +47,11 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
-    """Make `folder` and its missing parents, writable by the group, which new files inherit."""
+def make_folder(folder: Path, *, sync_parent: bool = True) -> None:
+    """Make `folder` and its missing parents, writable by the group, which new files inherit.
+
+    Without `sync_parent`, it is durable with the first sync of the folder itself: file systems write in order.
+    """
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -58,7 +61,8 @@ def make_folder(folder: Path) -> None:
         with contextlib.suppress(PermissionError):
             if stat.S_IMODE(folder.stat().st_mode) != FOLDER_MODE:
                 folder.chmod(FOLDER_MODE)
-        sync_folder(folder.parent)
+        if sync_parent:
+            sync_folder(folder.parent)
 
 
 def hidden_name(name: str) -> str:

@@ -95,7 +95,7 @@ class Door:
         """`add` by taking the files into the queue, or by copies of files that are taken beside the drop."""
         self.anchor.expect()
         place = self.queue.building / (prefix + secrets.token_hex(8))
-        atomic.make_folder(place)
+        atomic.make_folder(place, sync_parent=False)
         taken: list[Path] = []
         try:
             with atomic.locked(place):
@@ -105,6 +105,9 @@ class Door:
             for folder in {place, *taken}:
                 release(folder)
             raise
+        if drop.folder and not taken:
+            with contextlib.suppress(OSError):  # then a power loss may bring back what is known by now
+                atomic.sync_folder(drop.folder)
         for folder in taken:
             discard(folder)
         return added
@@ -235,7 +238,8 @@ class Door:
         # Until it stands, an error or a crash puts the files back where they came from.
         with forgotten_origin(place):
             try:
-                atomic.move(place, self.queue.path(state, run.job))
+                atomic.move(place, self.queue.path(state, run.job), sync_parents=False)
+                atomic.sync_folder(self.queue.folder(state))  # with it, that it is no longer in the workshop
             except FileExistsError:
                 # Another content under this id, or someone was faster; either way nothing is lost.
                 self.queue.set_aside(place, run.job)

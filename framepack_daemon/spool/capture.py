@@ -68,7 +68,9 @@ def signature(path: Path) -> Signature | None:
 def capture(sources: Iterable[Source], folder: Path, place: Path) -> None:
     """Take every source out of `folder` into `place`.
 
-    Raises `DropChangedError`, or OSError (EXDEV where a rename cannot reach `place`), after putting everything back.
+    The caller syncs both folders when it has put into `place` what else belongs there: a file system makes a rename
+    durable in one folder and the other at once. Raises `DropChangedError`, or OSError (EXDEV where a rename cannot
+    reach `place`), after putting everything back.
     """
     sources = list(sources)
     names = {source.name: source.path.name for source in sources}
@@ -76,7 +78,6 @@ def capture(sources: Iterable[Source], folder: Path, place: Path) -> None:
         atomic.write_json(place / ORIGIN_FILE, {"folder": str(folder), "names": names})
         for source in sources:
             atomic.move(source.path, place / source.name, sync_parents=False)
-        atomic.sync_move(folder, place)
         for source in sources:
             _expect(place / source.name, source)
             _own(place / source.name)
@@ -100,6 +101,7 @@ def capture_beside(sources: Iterable[Source], folder: Path, build: Path) -> Path
     try:
         atomic.make_folder(beside)
         capture(sources, folder, beside)
+        atomic.sync_move(folder, beside)
         for source in sources:
             atomic.copy(beside / source.name, build / source.name)
     except FileNotFoundError as error:

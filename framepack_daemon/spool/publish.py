@@ -1,8 +1,9 @@
 """Publishing: from a finished video in scratch to `outputs/` and `done/`, so that a crash anywhere goes on from there.
 
-In this order, each on disk before the next: `outcome.json` (from here on the job is completed and is never rendered
-again), the video as a hidden copy that is verified and renamed without replacing, its pictures, the latents that are
-kept, the end of the previews, the status, the move to `done/`. Running it again does only what is still missing.
+In this order: `outcome.json` (from here on the job is completed and is never rendered again), the video as a hidden
+copy that is verified and renamed without replacing, its pictures, the latents that are kept, the end of the previews,
+the status, the move to `done/`. The outcome is on disk before the rest, and all of that before the move. Running it
+again does only what is still missing.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Publisher:
         self._publish_pictures(job)
         self._keep_latents(job, folder)
         self.previews.discard(job)
-        self.writer.write(job, State.PROCESSING, state=State.DONE)
+        self.writer.write(job, State.PROCESSING, sync_folder=False, state=State.DONE)
+        atomic.sync_folder(self.outputs)  # once, with all that was put there
         self.queue.move(job, State.PROCESSING, State.DONE)
         atomic.remove_tree(self.work_dir / job)
         return name
@@ -86,7 +88,6 @@ class Publisher:
         for name, suffix in PICTURES.items():
             picture = self.work_dir / job / name
             if picture.exists():
-                # The status, which is written into the same folder next, syncs that.
                 atomic.write_bytes(self.outputs / f"{job}.{suffix}", picture.read_bytes(), sync_parent=False)
 
     def _keep_latents(self, job: str, folder: Path) -> None:
@@ -123,9 +124,8 @@ class Publisher:
             _expect(hidden, sha256)
             if replacing:
                 hidden.replace(target)
-                atomic.sync_folder(target.parent)
             else:
-                atomic.move(hidden, target)
+                atomic.move(hidden, target, sync_parents=False)
         except BaseException:
             hidden.unlink(missing_ok=True)
             raise

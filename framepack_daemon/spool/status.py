@@ -45,8 +45,11 @@ class StatusWriter:
         """Remember what `outputs` is mounted on."""
         self.anchor = Anchor(self.outputs)
 
-    def write(self, job: str, place: State, **changes: Any) -> None:
-        """Write the status of a job that stands in `place`; `changes` are fields of the file (design section 7)."""
+    def write(self, job: str, place: State, *, sync_folder: bool = True, **changes: Any) -> None:
+        """Write the status of a job that stands in `place`; `changes` are fields of the file (design section 7).
+
+        Without `sync_folder` the caller makes the names in the folder durable.
+        """
         with self._lock():
             run = self.queue.run(place, job)
             if run is None:
@@ -57,7 +60,7 @@ class StatusWriter:
             if place is State.FAILED or changes.get("state") is State.FAILED:
                 body["message"] += _partial(body["preview"])
             body |= changes
-            self._put(job, body)
+            self._put(job, body, sync_folder=sync_folder)
 
     def amend(self, job: str, **changes: Any) -> None:
         """Change fields of a status file that is there."""
@@ -98,11 +101,11 @@ class StatusWriter:
                 held.enter_context(atomic.locked(self.outputs))
             yield
 
-    def _put(self, job: str, body: dict[str, Any]) -> None:
+    def _put(self, job: str, body: dict[str, Any], *, sync_folder: bool = True) -> None:
         durable = body.get("state") in (State.DONE, State.FAILED)  # others are written again at the next start
         try:
             self.anchor.expect()
-            atomic.write_json(path(self.outputs, job), body, durable=durable)
+            atomic.write_json(path(self.outputs, job), body, durable=durable, sync_parent=sync_folder)
         except OSError as error:
             if not self.failing:
                 _log.warning("status_not_written", folder=str(self.outputs), reason=str(error))

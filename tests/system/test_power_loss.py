@@ -1,8 +1,9 @@
 """Power loss: a file system that forgets what was not synced, at every operation of intake, claim, publishing, moves.
 
-The folders lie on an ext4 in a file. A forked child dies at one point after the other, the file system is shut down
-without writing its log or its data, and mounted again, as after a power cut. The last tests leave the syncs of files
-out, to show that here content is lost without them.
+The folders lie on a file system in a file: ext4, and XFS and Btrfs, which order what they write in other ways and are
+tried at some points only. A forked child dies at one point after the other, the file system loses its power without
+writing its log or its data, and is mounted again. The last tests leave the syncs of files out, to show that here
+content is lost without them.
 """
 
 from __future__ import annotations
@@ -43,9 +44,8 @@ from spool_bench import Bench
 from framepack_daemon.job import LATENTS_FILE, RUN_FILE, State
 from framepack_daemon.spool import inbox, moves
 
-SHUT_DOWN = 0x8004587D  # _IOR('X', 125, __u32): EXT4_IOC_SHUTDOWN
-WITHOUT_LOG = 2  # EXT4_GOING_FLAGS_NOLOGFLUSH
-DISK_BYTES = 64 << 20
+SHUT_DOWN = 0x8004587D  # _IOR('X', 125, __u32): EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN
+WITHOUT_LOG = 2  # EXT4_GOING_FLAGS_NOLOGFLUSH, XFS_FSOP_GOING_FLAGS_NOLOGFLUSH
 NEVER = 10_000  # more points than any work has
 SOME = 3  # every so-many-th point is tried of what syncs as another operation does
 
@@ -55,18 +55,23 @@ libc = ctypes.CDLL(None, use_errno=True)
 class Disk:
     """A file system whose power can be cut."""
 
+    program = "mkfs.ext4"
+    words = ("-q", "-F")
+    size = 64 << 20  # bytes
+    # The log is written by syncs alone, not by the clock, and a rename does not sync what it puts in place.
+    options = "loop,commit=600,noauto_da_alloc"
+
     def __init__(self, image: Path, place: Path) -> None:
         self.place = place
         self._image = image
         place.mkdir()
         with image.open("wb") as stream:
-            stream.truncate(DISK_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+            stream.truncate(self.size)
+        subprocess.run([self.program, *self.words, image], check=True)
         self._mount()
 
     def _mount(self) -> None:
-        # The log is written by syncs alone, not by the clock, and a rename does not sync what it puts in place.
-        subprocess.run(["mount", "-o", "loop,commit=600,noauto_da_alloc", self._image, self.place], check=True)
+        subprocess.run(["mount", "-o", self.options, self._image, self.place], check=True)
 
     def close(self) -> None:
         subprocess.run(["umount", self.place], check=True)
@@ -92,15 +97,53 @@ class Disk:
             os.close(descriptor)
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
-    tools.require("mkfs.ext4", "mount")
+class Xfs(Disk):
+    """XFS, which is shut down in the same way."""
+
+    program = "mkfs.xfs"
+    words = ("-q", "-f")
+    size = 320 << 20
+    options = "loop"
+
+
+class Btrfs(Disk):
+    """Btrfs, which cannot be shut down: what the disk holds at that moment is kept instead."""
+
+    program = "mkfs.btrfs"
+    words = ("-q", "-f")
+    size = 128 << 20
+    options = "loop,commit=600"
+
+    def lose_power(self) -> None:
+        """Forget what was not synced."""
+        kept = self._image.with_name("kept")
+        subprocess.run(["cp", "--sparse=always", self._image, kept], check=True)
+        self.close()
+        kept.replace(self._image)
+        self._mount()
+
+
+@contextmanager
+def formatted(kind: type[Disk], folder: Path) -> Iterator[Disk]:
+    """A new file system, mounted."""
+    tools.require(kind.program, "mount")
     tools.require_root()
-    folder = tmp_path_factory.mktemp("power")
-    disk = Disk(folder / "image", folder / "disk")
+    disk = kind(folder / "image", folder / "disk")
     yield disk
     disk.close()
     (folder / "image").unlink()
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    with formatted(Disk, tmp_path_factory.mktemp("power")) as disk:
+        yield disk
+
+
+@pytest.fixture(scope="module", params=[Xfs, Btrfs])
+def other_disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    with formatted(request.param, tmp_path_factory.mktemp("power")) as disk:
+        yield disk
 
 
 @dataclass(frozen=True)
@@ -175,6 +218,14 @@ def prepared(disk: Disk, picture: Path, operation: Operation) -> Bench:
 
 
 def test_power_loss_at_every_operation(disk: Disk, picture: Path, operation: Operation) -> None:
+    _loses_power_at_every_point(disk, picture, operation)
+
+
+def test_power_loss_on_other_file_systems(other_disk: Disk, picture: Path, operation: Operation) -> None:
+    _loses_power_at_every_point(other_disk, picture, replace(operation, every=SOME))
+
+
+def _loses_power_at_every_point(disk: Disk, picture: Path, operation: Operation) -> None:
     def recovered(bench: Bench) -> None:
         disk.lose_power()
         recover(bench)
@@ -195,6 +246,14 @@ def test_power_loss_at_every_operation(disk: Disk, picture: Path, operation: Ope
 
 
 def test_what_came_through_stays(disk: Disk, picture: Path, operation: Operation) -> None:
+    _keeps_what_came_through(disk, picture, operation)
+
+
+def test_what_came_through_stays_on_other_file_systems(other_disk: Disk, picture: Path, operation: Operation) -> None:
+    _keeps_what_came_through(other_disk, picture, operation)
+
+
+def _keeps_what_came_through(disk: Disk, picture: Path, operation: Operation) -> None:
     bench = prepared(disk, picture, operation)
     assert not dies_at(NEVER, lambda: operation.work(bench))
     disk.lose_power()
@@ -219,6 +278,15 @@ def test_a_drop_that_its_writer_did_not_sync_is_whole_once_it_is_a_job(disk: Dis
 
 @pytest.mark.parametrize("name", ["intake", "publish"])
 def test_without_syncs_content_is_lost_here(disk: Disk, picture: Path, name: str) -> None:
+    _loses_content_without_syncs(disk, picture, name)
+
+
+@pytest.mark.parametrize("name", ["intake", "publish"])
+def test_without_syncs_content_is_lost_on_other_file_systems(other_disk: Disk, picture: Path, name: str) -> None:
+    _loses_content_without_syncs(other_disk, picture, name)
+
+
+def _loses_content_without_syncs(disk: Disk, picture: Path, name: str) -> None:
     operation = OPERATIONS[name]
     bench = prepared(disk, picture, operation)
 

@@ -35,14 +35,14 @@ class Calm:
     def __init__(self) -> None:
         self._looks: dict[Path, _Look] = {}
 
-    def holds(self, folder: Path, values: Any) -> bool:
-        """Whether a look would bring nothing; else it begins now and ends with `note`."""
+    def holds(self, folder: Path, values: Any, *, doubted: bool) -> bool:
+        """Whether a look would bring nothing, which may be `doubted`; else it begins now and ends with `note`."""
         now = time.monotonic()
         look = self._looks.get(folder)
         stamp = _stamp(folder)
         if look is None or look.stamp != stamp or look.values != values:
             look = self._looks[folder] = _Look(stamp, values, now, now)
-        elif look.calm and now < look.begun + DOUBT_SECONDS:
+        elif look.calm and not doubted and now < look.begun + DOUBT_SECONDS:
             return True
         look.begun, look.calm = now, False
         return False

@@ -11,6 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,8 @@ class Inbox:
         self._watched: dict[Path, dict[str, _Watched]] = {}  # at this one
         self._due: list[float] = []
         self._coming = 0  # drops that have only to settle
+        self._touched: AbstractSet[str] = frozenset()  # names of files that may have been written since the last scan
+        self._is_waiting = False  # for more than names or writes, in the folder that is being looked into
         self._turn: _Turn | None = None  # of the first drop that there was no time to look into
         self._calm = Calm()
         self._subfolders: list[str] = []  # of the root, at the last look into it
@@ -110,52 +113,64 @@ class Inbox:
         """The drop folder itself and the sub-folders that hold a preset."""
         return [self.root, *presets(self.root, self._excluded)]
 
-    def scan(self) -> Scan:
+    def scan(self, touched: AbstractSet[str] = frozenset()) -> Scan:
         """Look once; drops come in the order of their names.
 
-        Of a file that waits for its partner nothing but the name is asked for, unless it is a sidecar. After a scan
-        that ran out of time the next one begins where that one ended, so that drops which come again and again do not
-        keep the others waiting.
+        Of a file that waits for its partner nothing but the name is asked for, unless it is a sidecar; and a folder
+        that holds nothing else is not looked into again before a name comes or goes, or one of its sidecars is
+        `touched`. After a scan that ran out of time the next one begins where that one ended, so that drops which come
+        again and again do not keep the others waiting.
         """
+        self._touched = touched
         self._started = now = time.monotonic()
         turn, self._turn = self._turn, None
         self._judge_until = math.inf
         self._seen, self._watched, self._due, self._coming = self._watched, {}, [], 0
         self._lone = 0
         preset = read_preset(self.root)
-        calm = self._calm.holds(self.root, preset)
+        calm = self._is_calm(self.root, preset)
         top = listing(self.root) if not calm else Listing([], self._subfolders)
         self._subfolders = top.folders
         folders = [self.root, *presets(self.root, self._excluded, top.folders)]
         drops = [] if preset.problem or calm else list(self._look_into(self.root, preset, top.files, turn))
         for folder in folders[1:]:
             preset = read_preset(folder)
-            if not preset.problem and not self._calm.holds(folder, preset):
+            if not preset.problem and not self._is_calm(folder, preset):
                 drops += self._look_into(folder, preset, None, turn)
         self._lone_from = self._lone_from + MAX_LONE if self._lone_from + MAX_LONE < self._lone else 0
         return Scan(drops, max(min(self._due) - now, 0.05) if self._due else None, folders)
+
+    def _is_calm(self, folder: Path, preset: Preset) -> bool:
+        """Whether a look into the folder would bring nothing; what was seen there is kept."""
+        seen = self._seen.get(folder, {})
+        if not self._calm.holds(folder, preset, doubted=any(name in seen for name in self._touched)):
+            return False
+        self._watched[folder] = seen
+        return True
 
     def _look_into(self, folder: Path, preset: Preset, files: list[str] | None, turn: _Turn | None) -> Iterator[Drop]:
         """The drops of one folder that are ready."""
         now = self._started
         self._watched[folder] = {}
-        passed = False
+        self._is_waiting = False
         for group in groups(folder, lambda name: self._continues(folder, name, now), files):
             if turn and (folder, group.stem) < turn:
                 self._pass_over(group, now)
-                passed = True
+                self._is_waiting = True
                 continue
             drop = self._judge(group, preset, now)
             if drop is not None:
                 yield drop
             if self._coming >= MAX_COMING:
                 break
-        self._calm.note(folder, watching=passed or bool(self._watched[folder]))
+        self._calm.note(folder, watching=self._is_waiting)
 
     def _judge(self, group: Group, preset: Preset, now: float) -> Drop | None:
         """The drop that the group makes, or None while it has to wait."""
+        self._is_waiting |= group.continues is not None  # for a job to end
         if missing(group, preset, self._queue):
             return None
+        self._is_waiting = True
         lone = not group.of(Kind.SIDECAR) and not group.of(Kind.PROMPT)
         still = self.timing.partner if lone and not is_conflict(group) else self.timing.settle
         members = []

@@ -49,7 +49,9 @@ class Intake(threading.Thread):
         self._identities: dict[Path, tuple[int, int] | None] = {}  # of the folders of the last scan
         self._failing = False
         self._folders = [inbox.root]  # at the last scan
-        self._bell = Bell(lambda _: self._rung.set())
+        self._bell = Bell(self._hear)
+        self._touched: set[str] = set()  # names of files that may have changed since the last scan
+        self._hearing = threading.Lock()
 
     def pace(self, rescan_seconds: float, poll_seconds: float) -> None:
         """Look so often from now on."""
@@ -95,7 +97,9 @@ class Intake(threading.Thread):
         self._bell.watch([*self._folders, *ends])
         self._give_back()
         looked_at = time.monotonic()
-        scan = self._inbox.scan()
+        with self._hearing:
+            touched, self._touched = self._touched, set()
+        scan = self._inbox.scan(touched)
         due = scan.due_seconds if scan.folders == self._folders else 0.0
         self._folders = scan.folders
         if not scan.drops:
@@ -117,6 +121,11 @@ class Intake(threading.Thread):
         if failure is not None:
             raise failure
         return due
+
+    def _hear(self, names: set[str]) -> None:
+        with self._hearing:
+            self._touched |= names
+        self._rung.set()
 
     def _give_back(self) -> None:
         """Put back what was half taken when a folder or the queue went away, as shares do, once it is there again."""

@@ -13,6 +13,7 @@ from spool_bench import Bench
 from framepack_daemon.job import Run, State
 from framepack_daemon.spool import calm, groups, inbox, line
 from framepack_daemon.spool.inbox import Timing
+from framepack_daemon.spool.intake import Intake
 from framepack_daemon.spool.line import Line
 
 
@@ -168,6 +169,48 @@ def test_files_without_partners_cost_nothing_until_a_name_comes(bench: Bench, li
     bench.put("defaults.json", {"prompt": "waves"})
     assert len(bench.take()) == 1, "a.png is whole by what the preset says now"
     assert len(listings) > before
+
+
+def test_a_sidecar_without_its_picture_costs_nothing_until_it_is_written(bench: Bench, listings: list[Path]) -> None:
+    for name in ("a.json", "b.json", "zoom/c.json"):
+        bench.put(name, {"prompt": "waves"})
+    bench.put("zoom/defaults.json", {})
+    for stem in ("a", "zoom/c"):
+        bench.put(f"{stem}.mp4", b"no video")
+    assert bench.take() == []
+    once = len(listings)
+    for _ in range(3):
+        assert bench.take() == []
+    assert len(listings) == once
+    for stem in ("a", "zoom/c"):
+        (bench.inbox / f"{stem}.json").write_text('{"prompt": "on", "continue_from": "' + stem[-1] + '.mp4"}')
+        assert bench.take() == []
+        before = len(listings)
+        (drop,) = bench.scanner.scan({f"{stem[-1]}.json", "foreign"}).drops
+        assert drop.stem == stem[-1]
+        assert len(listings) == before + 1
+        bench.door.add(drop)
+        assert bench.take() == []
+
+
+def test_a_sidecar_that_is_written_in_place_is_heard_in_a_calm_folder(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calm, "STAMP_SECONDS", 0.0)
+    entered: list[str] = []
+    intake = Intake(bench.scanner, bench.door, entered.extend, rescan_seconds=60.0, poll_seconds=60.0)
+    bench.put("a.mp4", b"no video")
+    sidecar = bench.put("a.json", {"prompt": "waves"})
+    assert intake._look() is None
+    intake.start()
+    try:
+        end = time.monotonic() + 30
+        while not entered and time.monotonic() < end:
+            sidecar.write_text('{"prompt": "on", "continue_from": "a.mp4"}')
+            time.sleep(0.2)
+    finally:
+        intake.stop()
+    assert [job[:2] for job in entered] == ["a-"]
 
 
 def test_a_calm_folder_is_doubted_after_a_while(

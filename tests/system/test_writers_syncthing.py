@@ -46,9 +46,9 @@ class Sync:
 
         The pairs of earlier stocks, as far as they are still at the desk, come too.
         """
-        before = self._known()
+        wanted = self._known() + len(stock.stems)
         yield
-        self.lab.until(lambda: self._known() >= before + len(stock.stems), "all of them to come again")
+        dwindles(self.lab, lambda: wanted - self._known(), "pairs to come again")
         # The daemon's lock comes back as often as it is taken away: its folder may never go.
         self.server.until(lambda: self.server.has_all("inbox"), "nothing more to come")
 

@@ -37,6 +37,8 @@ from spool_tree import Tree
 
 HERE = Path(__file__).parent
 COUNTED = 10  # jobs of which syncs are counted
+SLOWER_AT = 1000  # jobs, with which the steps are measured on slower disks too
+SLOWER = (2, 5, 10)  # milliseconds that each sync takes longer there
 MANY = 10_000  # jobs, from which on slow things are done once and not three times
 QUIET_SECONDS = 2.0  # in which a daemon that has come to rest uses no more than this share of a processor
 QUIET_SHARE = 0.1
@@ -165,6 +167,13 @@ def one_size(folder: Path, models: Path, count: int, samples: int) -> dict[str, 
     say(f"{count:,} jobs written")
     found |= child("spool_ours.py", "take", tree.root, samples)
     found |= child("spool_ours.py", "run", tree.root, min(samples, count // 2))
+    if count == SLOWER_AT:
+        found["slower"] = [
+            {"milliseconds": more}
+            | child("spool_ours.py", "take", tree.root, samples, more)
+            | child("spool_ours.py", "run", tree.root, samples, more)
+            for more in SLOWER
+        ]
     found["first_claim"] = statistics.median(restarts(tree, count))
     say("steps and restart measured")
     site.queue.pause_file.touch()
@@ -175,7 +184,7 @@ def one_size(folder: Path, models: Path, count: int, samples: int) -> dict[str, 
         trace = folder / "trace"
         child("spool_ours.py", "scan", tree.root, 1, trace=trace)
         parts = calls(trace)
-        for name in ("scan", "watchdog"):
+        for name in ("scan", "calm", "watchdog"):
             found[f"{name}_looks"] = parts[name]["looks"] / 5 / count
             found[f"{name}_opens"] = parts[name]["opens"] / 5 / count
     tree.end_all()

@@ -1,11 +1,12 @@
 """What the spool's steps cost: the daemon's own objects in a process of their own, with a stand-in for the worker.
 
-    python benchmarks/spool_ours.py STEP FOLDER COUNT
+    python benchmarks/spool_ours.py STEP FOLDER COUNT [MILLISECONDS]
 
 Each step prints one JSON object. `take` enters drops; `run` claims and finishes jobs through the daemon's loop;
 `restart` waits for a line on its input and then for the first claim; `scan` looks at an inbox of lone files, and has
-watchdog look at it. A bare step follows each of ours, so that what else the machine does meets both. Between two `stat`
-of a path called `/mark-…`, strace sees what belongs to a measured part.
+watchdog look at it. A bare step follows each of ours, so that what else the machine does meets both. With milliseconds
+each sync takes so much longer, ours and the bare ones, as on a slower disk. Between two `stat` of a path called
+`/mark-…`, strace sees what belongs to a measured part.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from framepack_daemon.endings import Endings
 from framepack_daemon.lifecycle import Lifecycle
 from framepack_daemon.scratch import POSTER, VIDEO
 from framepack_daemon.signals import Signals
+from framepack_daemon.spool.calm import STAMP_SECONDS
 from framepack_daemon.startup import take_folders
 from framepack_daemon.workers.channel import Message
 from framepack_daemon.workers.pool import Phase, Worker
@@ -152,6 +154,17 @@ class Stopwatch:
         setattr(owner, name, timed)
 
 
+def slow_down(seconds: float) -> None:
+    """Have each sync take so much longer."""
+    sync = os.fsync
+
+    def slow(descriptor: int) -> None:
+        sync(descriptor)
+        time.sleep(seconds)
+
+    os.fsync = slow  # type: ignore[assignment]
+
+
 def seconds_of(action: Callable[[], Any]) -> float:
     """How long one call takes."""
     started = time.perf_counter()
@@ -217,12 +230,17 @@ def restart(tree: Tree, _: int) -> dict[str, Any]:
 
 
 def scan(tree: Tree, _: int) -> dict[str, Any]:
-    """Seconds of the first scan of an inbox of lone files, of a later one, and of watchdog's polling."""
+    """Seconds of the first scan of an inbox of lone files, of later ones, also at rest, and of watchdog's polling."""
     daemon = Measured(tree)
     first = seconds_of(daemon.scan)
     daemon.scan()
     mark("scan")
     later = statistics.median(seconds_of(daemon.scan) for _ in range(SCANS))
+    mark("end")
+    time.sleep(STAMP_SECONDS)
+    daemon.scan()
+    mark("calm")
+    calm = statistics.median(seconds_of(daemon.scan) for _ in range(SCANS))
     mark("end")
 
     def snapshot() -> DirectorySnapshot:
@@ -232,7 +250,7 @@ def scan(tree: Tree, _: int) -> dict[str, Any]:
     mark("watchdog")
     polling = statistics.median(seconds_of(lambda: DirectorySnapshotDiff(before, snapshot())) for _ in range(SCANS))
     mark("end")
-    return {"scan_first": first, "scan": later, "watchdog": polling}
+    return {"scan_first": first, "scan": later, "calm": calm, "watchdog": polling}
 
 
 STEPS = {"take": take, "run": run, "restart": restart, "scan": scan}
@@ -240,7 +258,9 @@ STEPS = {"take": take, "run": run, "restart": restart, "scan": scan}
 
 def main() -> None:
     """Do one step."""
-    step, folder, count = sys.argv[1:]
+    step, folder, count, *milliseconds = sys.argv[1:]
+    if milliseconds:
+        slow_down(float(milliseconds[0]) / 1000)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     tree = Tree(Path(folder))
     print(json.dumps(STEPS[step](tree, int(count))))

@@ -50,8 +50,11 @@ class Publisher:
     def record(self, job: str, result: dict[str, Any]) -> None:
         """Write down that the job is completed; `result` becomes part of `outcome.json`.
 
-        Raises FileNotFoundError when the job has left `processing/`: then it was stopped in time.
+        The video gets its usual name there. Raises FileNotFoundError when the job has left `processing/`: then it was
+        stopped in time.
         """
+        if isinstance(result.get("video"), dict):
+            result = result | {"video": {"file": _usual(job), **result["video"]}}
         outcome = {"outcome": Outcome.COMPLETED, "message": "the video is ready", "finished_at": now()} | result
         atomic.write_json(self.queue.path(State.PROCESSING, job) / OUTCOME_FILE, outcome)
 
@@ -71,10 +74,11 @@ class Publisher:
             raise LostVideoError(f"{job}: its outcome names no video", hint="the job is rendered again")
         started = time.monotonic()
         name = self._publish_video(run, video["sha256"])
-        if video.get("file") != name:
-            video["file"] = name
-            outcome.setdefault("timings", {})["publish"] = time.monotonic() - started
-            atomic.write_json(folder / OUTCOME_FILE, outcome)
+        timings = outcome.setdefault("timings", {})
+        if video.get("file") != name or "publish" not in timings:
+            is_news = video.get("file") != name  # a time alone may be taken by a power loss
+            video["file"], timings["publish"] = name, time.monotonic() - started
+            atomic.write_json(folder / OUTCOME_FILE, outcome, sync_parent=is_news)
         self._publish_pictures(job)
         self._keep_latents(job, folder)
         self.previews.discard(job)
@@ -105,7 +109,7 @@ class Publisher:
         """Bring the video under a name that is free or was this job's own; the name."""
         source = self.work_dir / run.job / VIDEO
         for number in range(1, MAX_NAMES):
-            target = self.outputs / (f"{run.job}.mp4" if number == 1 else f"{run.job}.{number}.mp4")
+            target = self.outputs / (_usual(run.job) if number == 1 else f"{run.job}.{number}.mp4")
             there = _digest(target)
             if there == sha256:
                 return target.name
@@ -129,6 +133,11 @@ class Publisher:
         except BaseException:
             hidden.unlink(missing_ok=True)
             raise
+
+
+def _usual(job: str) -> str:
+    """The name of a job's video, unless it is taken."""
+    return f"{job}.mp4"
 
 
 def _digest(path: Path) -> str | None:

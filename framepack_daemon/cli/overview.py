@@ -40,5 +40,6 @@ def read(face: Face, rows: int) -> dict[str, Any]:
         found[str(state)] = [status.current(queue, outputs, state, job) for job in jobs]
     for position, row in enumerate(found[State.PENDING], start=1):
         row["position"] = position
-    found["halves"] = [{"name": name, "waits_for": reason} for name, reason in halves(settings.inbox, queue)]
+    excluded = (outputs, queue.root, settings.work_dir)
+    found["halves"] = [{"name": name, "waits_for": reason} for name, reason in halves(settings.inbox, queue, excluded)]
     return found

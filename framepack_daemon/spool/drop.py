@@ -113,7 +113,7 @@ def sidecar_bytes(path: Path) -> bytes:
 
 def sidecar_fields(name: str, data: bytes) -> dict[str, Any]:
     """The fields that a sidecar gives: those of its JSON, or the prompt that a `.txt` holds."""
-    if not name.casefold().endswith(".txt"):
+    if names.is_sidecar(name) or not name.casefold().endswith(".txt"):
         return parse_json(data)
     try:
         return {"prompt": data.decode("utf-8-sig").strip()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from framepack_daemon.spool.drop import continued_by, sidecar_bytes
 from framepack_daemon.spool.names import Kind, Name
 from framepack_daemon.spool.queue import Queue
 from framepack_daemon.strict_json import parse_json, shorten
+
+MAX_GLANCE = 1000  # names of a sub-folder that is no drop folder, of which one may be a picture's
 
 
 @dataclass
@@ -198,16 +200,40 @@ def wants_end_frame(group: Group, preset: Preset) -> bool:
     return (preset.fields | fields).get("last_image") is not None
 
 
-def halves(root: Path, queue: Queue) -> list[tuple[str, str]]:
-    """What waits in the drop folder and for what, as (name within the folder, what is missing)."""
+def halves(root: Path, queue: Queue, excluded: Iterable[Path] = ()) -> list[tuple[str, str]]:
+    """What waits in the drop folder and for what, as (name within the folder, what is missing).
+
+    Sub-folders with pictures that are no drop folders are in it too, but for those `excluded`.
+    """
     waiting = []
     top = listing(root)
-    for folder in [root, *presets(root, folders=top.folders)]:
+    looked_into = [root, *presets(root, folders=top.folders)]
+    for folder in looked_into:
         preset = read_preset(folder)
-        for group in groups(folder, files=top.files if folder == root else None):
+        found = list(groups(folder, files=top.files if folder == root else None))
+        spellings: dict[str, list[str]] = {}
+        for group in found:
+            spellings.setdefault(group.stem.casefold(), []).append(group.stem)
+        for group in found:
             reason = f"a valid preset: {preset.problem}" if preset.problem else missing(group, preset, queue)
             if not reason and wants_end_frame(group, preset):
                 reason = f"the end frame, {group.stem}.last.jpg"
             if reason:
+                others = [stem for stem in spellings[group.stem.casefold()] if stem != group.stem]
+                reason += f"; the name {others[0]} differs in upper and lower case" if others else ""
                 waiting += [(str((folder / name).relative_to(root)), reason) for name, _ in group.members]
-    return waiting
+    beside = [root / name for name in top.folders if root / name not in looked_into]
+    aside = {path.resolve() for path in excluded}
+    reason = f"a {names.DEFAULTS_NAME} in it, which makes it a drop folder; {{}} is enough"
+    return waiting + [
+        (f"{path.name}/", reason) for path in beside if path.resolve() not in aside and _has_picture(path)
+    ]
+
+
+def _has_picture(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            found = (names.read(entry.name) for entry in itertools.islice(entries, MAX_GLANCE))
+            return any(read is not None and read.kind is Kind.IMAGE for read in found)
+    except OSError:
+        return False

@@ -238,7 +238,10 @@ class Keeper:
         folder = self.queue.path(State.PENDING, job)
         run = self.queue.run(State.PENDING, job)
         if run is not None and run.job != job:
-            self.queue.set_aside(folder)
+            if self.queue.state_of(run.job) is None:
+                atomic.move(folder, self.queue.path(State.PENDING, run.job))  # somebody gave it another name
+            else:
+                self.queue.set_aside(folder)
             return False
         there = [item for item in run.files if capture.signature(folder / item.name)] if run else []
         whole = run is not None and len(there) == len(run.files)

@@ -1,7 +1,8 @@
 """What the name of a file in a drop folder says: part of a drop, a conflict copy, or nothing of ours.
 
 Two files belong together when their names without the extension are the same text after NFC; extensions are read
-without case. Decides by the name alone and touches no file.
+without case. A `.json.txt` is a sidecar: where extensions are hidden, editors save one so. Decides by the name alone
+and touches no file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from framepack_daemon.media import clip, image
 
 DEFAULTS_NAME = "defaults.json"
 END_FRAME_MARK = ".last"
+_TEXT, _JSON = ".txt", ".json"
 
 
 class Kind(StrEnum):
@@ -69,8 +71,15 @@ def read(name: str) -> Name | None:
         if stem.casefold().endswith(END_FRAME_MARK) and len(stem) > len(END_FRAME_MARK):
             return Name(stem[: -len(END_FRAME_MARK)], Kind.END_FRAME, conflict)
         return Name(stem, Kind.IMAGE, conflict)
-    kind = Kind.VIDEO if suffix in clip.SUFFIXES else {".json": Kind.SIDECAR, ".txt": Kind.PROMPT}.get(suffix)
-    return Name(stem, kind, conflict) if kind else None
+    if suffix == _TEXT and is_sidecar(stem):
+        stem, suffix = stem[: -len(_JSON)], _JSON
+    kind = Kind.VIDEO if suffix in clip.SUFFIXES else {_JSON: Kind.SIDECAR, _TEXT: Kind.PROMPT}.get(suffix)
+    return Name(stem, kind, conflict) if kind and stem else None
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether the file of that name holds JSON, rather than the text of a prompt."""
+    return name.casefold().removesuffix(_TEXT).endswith(_JSON)
 
 
 def is_video(name: str) -> bool:

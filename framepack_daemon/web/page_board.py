@@ -96,12 +96,13 @@ class Reader:
         running = daemon_runs(settings.queue_dir, settings.inbox)
         pending = [self.card(State.PENDING, job, place) for place, job in enumerate(shown[State.PENDING], start=1)]
         said = [str(card.body.get("message")) for card in pending] if running else []
+        found = halves(settings.inbox, queue, (settings.outputs, settings.queue_dir, settings.work_dir))
         held = {text: _PULL.search(text) for text in said if text.startswith(_HELD)}
         return Board(
             running=running,
             paused=queue.paused,
             troubles=self._troubles(told=running),
-            halves=[(printable(name), printable(reason)) for name, reason in halves(settings.inbox, queue)[:HALVES]],
+            halves=[(printable(name), printable(reason)) for name, reason in found[:HALVES]],
             pulls=sorted({command[0] for command in held.values() if command}),
             held=None in held.values(),
             counts=counts,

@@ -81,6 +81,42 @@ def test_a_pruned_job_stays_known_and_a_forgotten_one_does_not(bench: Bench) -> 
         shutil.rmtree(bench.queue.path(State.FAILED, job), ignore_errors=True)
 
 
+def test_a_sidecar_that_an_editor_called_json_txt_is_one(bench: Bench) -> None:
+    bench.put("beach.png")
+    bench.put("beach.json.txt", SIDECAR)
+    job = bench.take_one()
+    assert bench.status(job)["request"]["seed"] == SIDECAR["seed"]
+    assert bench.status(job)["source"]["sidecar"] == "beach.json.txt"
+    bench.put("two.png")
+    for name in ("two.json", "two.json.txt"):
+        bench.put(name, SIDECAR)
+    assert "more than one sidecar" in str(bench.take()[0].refusal)
+
+
+def test_halves_that_differ_in_case_are_told_of_each_other(bench: Bench) -> None:
+    bench.put("Beach.png")
+    bench.put("beach.json", SIDECAR)
+    assert bench.take() == []
+    found = dict(halves(bench.inbox, bench.queue))
+    assert found["Beach.png"] == "Beach.json or Beach.txt; the name beach differs in upper and lower case"
+    assert found["beach.json"].endswith("; the name Beach differs in upper and lower case")
+
+
+def test_pictures_in_a_folder_that_is_no_drop_folder_are_told_of(bench: Bench) -> None:
+    for folder in ("holiday", "videos", "papers"):
+        (bench.inbox / folder).mkdir()
+    for name in ("holiday/beach.png", "holiday/beach.json", "videos/poster.jpg", "papers/notes.txt"):
+        bench.put(name)
+    assert bench.take() == []
+    ((name, waits_for),) = halves(bench.inbox, bench.queue, [bench.inbox / "videos"])
+    assert name == "holiday/"
+    assert "defaults.json" in waits_for
+    bench.put("holiday/defaults.json", {})
+    bench.put("holiday/beach.json", SIDECAR)
+    assert len(bench.take()) == 1
+    assert halves(bench.inbox, bench.queue, [bench.inbox / "videos"]) == []
+
+
 @pytest.mark.parametrize("lone", ["beach.png", "beach.json", "beach.txt", "beach.last.png"])
 def test_a_lone_half_waits_and_is_listed(bench: Bench, lone: str) -> None:
     bench.put(lone, None if lone.endswith("png") else b'{"prompt": "waves"}')

@@ -49,6 +49,16 @@ def test_a_cancel_after_the_last_step_comes_too_late(bench: Bench, job: str) -> 
     assert bench.queue.state_of(job) is State.PROCESSING
 
 
+def test_a_waiting_job_whose_directory_was_renamed_gets_its_name_back(bench: Bench, job: str) -> None:
+    bench.queue.path(State.PENDING, job).rename(bench.queue.path(State.PENDING, "my favourite"))
+    bench.keeper.tidy(NOTHING, {job, "my favourite"})
+    bench.keeper.tidy(NOTHING)
+    assert bench.jobs(State.PENDING) == [job]
+    assert bench.jobs(State.FAILED) == []
+    assert bench.status(job)["state"] == "pending"
+    assert bench.keeper.line.first() == job
+
+
 def test_interrupt_only_what_runs(bench: Bench, job: str) -> None:
     assert "it waits" in moves.interrupt(bench.queue, job)
     bench.queue.move(job, State.PENDING, State.PROCESSING)

@@ -39,9 +39,9 @@ class Barred:
         failed = Path(os.fsdecode(error.filename or ""))
         inside = any(root in (failed, *failed.parents) for root in (place, self.queue.building))
         ours = (self.queue.folder(each) for each in State)
-        if not (isinstance(error, PermissionError) and inside and all(_is_writable(folder) for folder in ours)):
+        if not (isinstance(error, PermissionError) and inside and all(is_writable(folder) for folder in ours)):
             return False
-        _log.warning("job_barred", job=job, folder=str(place), reason=str(error), hint=_hint(place))
+        _log.warning("job_barred", job=job, folder=str(place), reason=str(error), hint=hint(place))
         self._places[job] = place
         self._tell()
         return True
@@ -58,10 +58,11 @@ class Barred:
             return
         first, *others = self._places.values()
         more = f", nor {len(others)} more" if others else ""
-        self.troubles.note(TROUBLE, f"the daemon may not write {first}{more}: {_hint(first)}")
+        self.troubles.note(TROUBLE, f"the daemon may not write {first}{more}: {hint(first)}")
 
 
-def _hint(place: Path) -> str:
+def hint(place: Path) -> str:
+    """What mends it."""
     return f"let its group do so: chmod -R g+rwX {place}"
 
 
@@ -69,10 +70,11 @@ def _is_open(place: Path) -> bool:
     """Whether a directory can be moved and written, and what is in it be read; true also where it is gone."""
     if not os.path.lexists(place):
         return True
-    if not (_is_writable(place) and os.access(place, os.R_OK, effective_ids=True)):
+    if not (is_writable(place) and os.access(place, os.R_OK, effective_ids=True)):
         return False
     return all(os.access(path, os.R_OK, effective_ids=True) for path in place.iterdir())
 
 
-def _is_writable(folder: Path) -> bool:
+def is_writable(folder: Path) -> bool:
+    """Whether names in the folder may be changed."""
     return os.access(folder, os.W_OK | os.X_OK, effective_ids=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from framepack_daemon import atomic
 from framepack_daemon.errors import StateError, UnknownJobError
 from framepack_daemon.job import OUTCOME_FILE, RUN_FILE, Outcome, State
-from framepack_daemon.spool import previews, status
+from framepack_daemon.spool import barred, previews, status
 from framepack_daemon.spool.publish import PICTURES
 from framepack_daemon.spool.queue import Queue
 
@@ -129,6 +129,11 @@ def _attempt(queue: Queue, job: str, act: Callable[[Queue, str, State], str]) ->
             raise StateError(
                 f"{job}: stands in two states at once", hint="the daemon sets the second one aside; try again"
             ) from error
+        except PermissionError as error:
+            if not barred.is_writable(queue.folder(state)):
+                raise
+            place = queue.path(state, job)
+            raise StateError(f"{job}: {place} may not be moved or written", hint=barred.hint(place)) from error
     raise StateError(f"{job}: changes its state too fast", hint="try again")
 
 

@@ -138,6 +138,26 @@ def test_a_job_whose_directory_is_closed_is_listed_and_keeps_none_from_its_place
     assert in_child(look) == [[jobs["open"]], "its directory is closed to this user", "waits for its turn"]
 
 
+@pytest.mark.parametrize("move", [moves.cancel, moves.remove])
+def test_a_job_whose_directory_is_closed_is_not_moved_and_the_answer_says_the_mend(
+    bench: Bench, move: Callable[[Queue, str], str]
+) -> None:
+    bench.drop()
+    job = bench.take_one()
+    bench.queue.path(State.PENDING, job).chmod(0)
+
+    def attempt() -> list[str]:
+        _as_anybody()
+        with pytest.raises(StateError) as refused:
+            move(bench.queue, job)
+        return [refused.value.message, refused.value.hint]
+
+    message, hint = in_child(attempt)
+    assert message.endswith("may not be moved or written")
+    assert hint.endswith(f"chmod -R g+rwX {bench.queue.path(State.PENDING, job)}")
+    assert bench.queue.state_of(job) is State.PENDING
+
+
 @pytest.mark.parametrize("content", [b'{"prompt": "wav', None])
 def test_a_sidecar_that_changes_during_the_scan_does_not_end_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, content: bytes | None

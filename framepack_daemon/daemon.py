@@ -148,7 +148,7 @@ class Daemon:
         """Have new settings take effect, as far as that leaves the running jobs alone."""
         self._inbox.timing = parts.timing(settings)
         self._intake.pace(settings.rescan_seconds, settings.poll_seconds)
-        self._keeper.settle_seconds = settings.settle_seconds
+        self._keeper.arrivals.settle_seconds = settings.settle_seconds
         self._lifecycle.max_attempts = settings.max_attempts
         for worker in self._workers:
             worker.limits = parts.limits(settings)

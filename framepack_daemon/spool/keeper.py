@@ -1,8 +1,8 @@
 """The keeper of the state folders: sees what moved, by whomever, and makes the records agree with where things stand.
 
 A pass looks at the jobs that something was heard of, or lists the four folders and compares them with what was seen
-before; only what changed its place is entered. What it remembers is a hint for that comparison, never the state. What a
-crash left half done is not its business.
+before; only what changed its place is entered, by `arrivals.py`. What it remembers is a hint for that comparison, never
+the state. What a crash left half done is not its business.
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import structlog
 
-from framepack_daemon import atomic
-from framepack_daemon.job import OUTCOME_FILE, REQUEST_FILE, Outcome, Run, State, failure, now
-from framepack_daemon.spool import capture, status, watch
+from framepack_daemon.job import State
+from framepack_daemon.spool import status, watch
 from framepack_daemon.spool.add import Door
+from framepack_daemon.spool.arrivals import Arrivals
 from framepack_daemon.spool.barred import Barred
 from framepack_daemon.spool.line import Line, places
 from framepack_daemon.spool.previews import Previews
 from framepack_daemon.spool.queue import PRECEDENCE, Queue, is_name
 from framepack_daemon.spool.status import StatusWriter
 
-PREVIOUS_OUTCOME = "outcome.previous.json"
 RECORDS_PER_PASS = 1000  # of waiting jobs, read again in each pass over everything: people edit priorities
 
 _log = structlog.get_logger(__name__)
@@ -43,20 +41,22 @@ class Keeper:
     previews: Previews
     outputs: Path
     work_dir: Path
-    settle_seconds: float
+    settle_seconds: InitVar[float]
     line: Line = field(default_factory=Line)  # the pending jobs in their order
     barred: Barred = field(init=False)
+    arrivals: Arrivals = field(init=False)
     seen: dict[str, State] = field(default_factory=dict)  # where each job stood when it was entered
     _arrived: OrderedDict[str, State] = field(default_factory=OrderedDict)  # jobs to be entered where they stand
     is_behind: bool = False  # the last pass ended before every job was entered
-    _held: frozenset[str] = frozenset()
     _folders: list[tuple[int, int] | None] = field(default_factory=list)
-    _strange: dict[str, tuple[tuple[float, ...], float]] = field(default_factory=dict)
     _to_read: list[str] = field(default_factory=list)  # jobs whose records are read again in the next passes
 
-    def __post_init__(self) -> None:
-        """Have a list of what cannot be touched."""
+    def __post_init__(self, settle_seconds: float) -> None:
+        """Make what it works with."""
         self.barred = Barred(self.queue, self.writer.troubles)
+        self.arrivals = Arrivals(
+            self.queue, self.door, self.writer, self.previews, self.line, self.work_dir, settle_seconds
+        )
 
     def tidy(self, held: frozenset[str], heard: set[str] | None = None, seconds: float = math.inf) -> None:
         """One pass, over the jobs that something was heard of or else over everything.
@@ -71,7 +71,7 @@ class Keeper:
         same = folders == self._folders
         everything = heard is None or not same
         stand = self.settle_conflicts(None if everything else heard)
-        self._held = held
+        self.arrivals.held = held
         gone = {name for name in heard or () if is_name(name)} - stand.keys()
         if everything:
             gone |= (self.seen.keys() | self._arrived.keys()) - stand.keys()
@@ -157,12 +157,7 @@ class Keeper:
                 _log.info("job_removed", job=job)
                 self.previews.keep(job)
                 self.writer.ended_outside(job)
-                self.discard_scratch(job)
-
-    def discard_scratch(self, job: str) -> None:
-        """Remove what a job that will not go on has in scratch, unless a worker still writes there."""
-        if job not in self._held:
-            atomic.remove_tree(self.work_dir / job)
+                self.arrivals.discard_scratch(job)
 
     def moved(self, job: str, state: State) -> None:
         """Hear of a move that the daemon itself made, and that is complete."""
@@ -210,7 +205,7 @@ class Keeper:
         """Do what a job's arrival in a state asks for, or see to it that it is looked at again in the next pass."""
         entered = False
         try:
-            entered = job not in self.barred and self._is_entered(job, state)
+            entered = job not in self.barred and self.arrivals.enter(job, state, self.seen.get(job))
         except PermissionError as error:
             if not self.barred.note(job, state, error):
                 raise
@@ -220,141 +215,7 @@ class Keeper:
             self.seen.pop(job, None)
             self._arrived.setdefault(job, state)
 
-    def _is_entered(self, job: str, state: State) -> bool:
-        try:
-            if job not in self.seen:
-                self.queue.remove_torn(state, job)
-            match state:
-                case State.PENDING:
-                    return self._enter_pending(job, interrupted=self.seen.get(job) is State.PROCESSING)
-                case State.PROCESSING:
-                    return self._enter_processing(job)
-                case State.DONE | State.FAILED:
-                    return self._enter_ended(job, state)
-        except FileNotFoundError:
-            return False  # it moved on meanwhile; the next pass sees where to
-
-    def _enter_pending(self, job: str, *, interrupted: bool) -> bool:
-        folder = self.queue.path(State.PENDING, job)
-        run = self.queue.run(State.PENDING, job)
-        if run is not None and run.job != job:
-            if self.queue.state_of(run.job) is None:
-                atomic.move(folder, self.queue.path(State.PENDING, run.job))  # somebody gave it another name
-            else:
-                self.queue.set_aside(folder)
-            return False
-        there = [item for item in run.files if capture.signature(folder / item.name)] if run else []
-        whole = run is not None and len(there) == len(run.files)
-        if run is None or not whole or not (folder / REQUEST_FILE).exists():
-            if self._stands_still(folder):
-                self._refuse_pruned(run) if run and not there else self.door.add_again(folder)
-            return False
-        if self.queue.has_outcome(State.PENDING, job):
-            if job in self._held:
-                return False  # it was cancelled and retried before its worker let go of it
-            run = run.requeued(attempts=0, started_at=None, videos=_videos(folder, run))
-            self.queue.save_run(State.PENDING, run)
-            self.discard_scratch(job)
-            (folder / OUTCOME_FILE).replace(folder / PREVIOUS_OUTCOME)
-            _log.info("job_retried", job=job)
-            self.writer.write(job, State.PENDING)
-        elif interrupted:
-            run = run.requeued(attempts=max(run.attempts - 1, 0))
-            self.queue.save_run(State.PENDING, run)
-            self.writer.write(job, State.PENDING)
-        elif not self._is_told(job, State.PENDING):
-            self.writer.write(job, State.PENDING)
-        self.line.put(run)
-        return True
-
-    def _refuse_pruned(self, run: Run) -> None:
-        """Put back a job that has nothing but its record, so that it stays known."""
-        folder = self.queue.path(State.PENDING, run.job)
-        problem = {
-            "code": "pruned",
-            "message": f"was pruned; {run.files[0].original} is no longer there",
-            "hint": f"`framepack-daemon remove {run.job}` forgets it; then drop the files again",
-        }
-        atomic.write_json(folder / OUTCOME_FILE, (atomic.read_json(folder / OUTCOME_FILE) or {}) | failure(problem))
-        self.writer.write(run.job, State.PENDING, state=State.FAILED)
-        self.queue.move(run.job, State.PENDING, State.FAILED)
-
-    def _enter_processing(self, job: str) -> bool:
-        if job not in self._held and not self.queue.has_outcome(State.PROCESSING, job):
-            run = self.queue.run(State.PROCESSING, job)
-            if run is not None and run.job == job:
-                self.uncharge(job)  # its claim failed half way, for a disk's sake
-            else:
-                self.queue.move(job, State.PROCESSING, State.PENDING)
-            return False
-        return True
-
-    def _enter_ended(self, job: str, state: State) -> bool:
-        folder = self.queue.path(state, job)
-        run = self.queue.run(state, job)
-        if run is None:
-            return True
-        if state is State.FAILED and _is_completed(folder):
-            # Moved here from done/, straight or after it was put back to run again and before that was seen.
-            if run.job == job:
-                self.queue.save_run(state, replace(run, videos=_videos(folder, run)))
-            (folder / OUTCOME_FILE).replace(folder / PREVIOUS_OUTCOME)
-        elif self.queue.has_outcome(state, job):
-            # It was moved by hand, or a crash came before its status was written.
-            if job in self.seen or not self._is_told(job, state):
-                if state is State.FAILED:
-                    self.previews.keep(job)
-                self.writer.write(job, state)
-            return True
-        if run.job == job:
-            outcome: dict[str, Any] = {"outcome": Outcome.CANCELLED, "message": "cancelled", "finished_at": now()}
-        else:
-            problem = {
-                "code": "conflict",
-                "message": f"{run.job}: stood in two states at once; this is the second one",
-                "hint": "drop its files again under another name if you want them rendered, else delete the folder",
-            }
-            outcome = failure(problem)
-        atomic.write_json(folder / OUTCOME_FILE, outcome)
-        self.previews.keep(job)
-        self.writer.write(job, state)
-        self.discard_scratch(job)
-        _log.info("job_cancelled", job=job)
-        return True
-
-    def _is_told(self, job: str, state: State) -> bool:
-        """Whether the status file says that the job is in that state."""
-        return self.writer.says(job) == state
-
-    def _stands_still(self, folder: Path) -> bool:
-        """Whether a folder that someone is perhaps still copying has stood still for long enough."""
-        looks = tuple(number for path in sorted(folder.iterdir()) for number in path.lstat()[6:9])
-        before = self._strange.get(folder.name)
-        if before is None or before[0] != looks:
-            self._strange[folder.name] = looks, time.monotonic()
-            return False
-        if time.monotonic() < before[1] + self.settle_seconds:
-            return False
-        del self._strange[folder.name]
-        return True
-
     def uncharge(self, job: str) -> None:
         """Put a job that was stopped in good order back to its place in the queue, with no attempt charged."""
-        run = self.queue.run(State.PROCESSING, job)
-        if run is not None:
-            self.queue.save_run(State.PROCESSING, replace(run, attempts=max(run.attempts - 1, 0)))
-        self.queue.move(job, State.PROCESSING, State.PENDING)
-        self.writer.write(job, State.PENDING)
+        self.arrivals.put_back(job)
         self.moved(job, State.PENDING)
-
-
-def _is_completed(folder: Path) -> bool:
-    """Whether the outcome in a job's directory says that its video is ready."""
-    return (atomic.read_json(folder / OUTCOME_FILE) or {}).get("outcome") == Outcome.COMPLETED
-
-
-def _videos(folder: Path, run: Run) -> tuple[str, ...]:
-    """SHA-256 of what a job published, the last time included."""
-    video = (atomic.read_json(folder / OUTCOME_FILE) or {}).get("video")
-    last = video.get("sha256") if isinstance(video, dict) else None
-    return (*run.videos, last) if last and last not in run.videos else run.videos

@@ -61,7 +61,7 @@ def _end_vanished(keeper: Keeper, published: Iterable[str]) -> None:
         job = name.removesuffix(status.SUFFIX)
         if job != name and not keeper.is_known(job) and keeper.queue.state_of(job) is None:
             keeper.previews.keep(job)
-            keeper.discard_scratch(job)
+            keeper.arrivals.discard_scratch(job)
             keeper.writer.ended_outside(job)
 
 
@@ -69,4 +69,4 @@ def _discard_left_scratch(keeper: Keeper) -> None:
     """Remove what a crash let stay in scratch of jobs that have ended."""
     for path in keeper.work_dir.iterdir():
         if path.is_dir() and keeper.queue.state_of(path.name) in (State.DONE, State.FAILED):
-            keeper.discard_scratch(path.name)
+            keeper.arrivals.discard_scratch(path.name)

@@ -28,6 +28,7 @@ class Barred:
     queue: Queue
     troubles: Troubles
     _places: dict[str, Path] = field(default_factory=dict)  # by name
+    _said: set[Path] = field(default_factory=set)  # in the log; more than permissions may be in the way
 
     def __contains__(self, job: str) -> bool:
         """Whether the directory of that name is barred."""
@@ -41,7 +42,9 @@ class Barred:
         ours = (self.queue.folder(each) for each in State)
         if not (isinstance(error, PermissionError) and inside and all(is_writable(folder) for folder in ours)):
             return False
-        _log.warning("job_barred", job=job, folder=str(place), reason=str(error), hint=hint(place))
+        if place not in self._said:
+            _log.warning("job_barred", job=job, folder=str(place), reason=str(error), hint=hint(place))
+        self._said.add(place)
         self._places[job] = place
         self._tell()
         return True
@@ -70,9 +73,11 @@ def _is_open(place: Path) -> bool:
     """Whether a directory can be moved and written, and what is in it be read; true also where it is gone."""
     if not os.path.lexists(place):
         return True
-    if not (is_writable(place) and os.access(place, os.R_OK, effective_ids=True)):
+    try:
+        inside = [place, *place.iterdir()]
+    except (PermissionError, FileNotFoundError):  # closed; or it goes in this very moment, which the next look sees
         return False
-    return all(os.access(path, os.R_OK, effective_ids=True) for path in place.iterdir())
+    return is_writable(place) and all(os.access(path, os.R_OK, effective_ids=True) for path in inside)
 
 
 def is_writable(folder: Path) -> bool:

@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ FOLDER_MODE = 0o2775  # setgid: what a share's users put in belongs to the folde
 FILE_MODE = 0o664
 _RENAME_NOREPLACE = 1  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h
+_ACL_VERSION, _ACL_USER, _ACL_GROUP, _ACL_OTHER = 2, 0x01, 0x04, 0x20  # linux/posix_acl_xattr.h, linux/posix_acl.h
+_ACL_NOBODY = 0xFFFFFFFF  # an entry for no user or group by number
 _CHUNK_BYTES = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -63,6 +66,17 @@ def make_folder(folder: Path, *, sync_parent: bool = True) -> None:
                 folder.chmod(FOLDER_MODE)
         if sync_parent:
             sync_folder(folder.parent)
+
+
+def let_group_write(folder: Path) -> None:
+    """Have the group write what others make in `folder` from now on, whatever their umask; where it is not ours, or its
+    file system keeps no access control lists, it stays as it is.
+    """
+    others = stat.S_IMODE(folder.stat().st_mode) & stat.S_IRWXO
+    rights = ((_ACL_USER, stat.S_IRWXO), (_ACL_GROUP, stat.S_IRWXO), (_ACL_OTHER, others))
+    entries = (struct.pack("<HHI", tag, right, _ACL_NOBODY) for tag, right in rights)
+    with contextlib.suppress(OSError):
+        os.setxattr(folder, "system.posix_acl_default", struct.pack("<I", _ACL_VERSION) + b"".join(entries))
 
 
 def hidden_name(name: str) -> str:

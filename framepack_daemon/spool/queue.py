@@ -48,6 +48,8 @@ class Queue:
                 atomic.make_folder(hidden)
                 with contextlib.suppress(FileExistsError):
                     atomic.move(hidden, folder)
+            # What a user copies into it is to be moved and written by the daemon, and the other way round.
+            atomic.let_group_write(folder)
 
     def folder(self, state: State) -> Path:
         """The folder of a state."""

@@ -230,31 +230,39 @@ def test_another_member_of_the_group_moves_jobs(share: Wrapped, source: State, t
 
 
 @pytest.mark.parametrize("mask", ["0002", "0022", "0077"])
-def test_a_folder_of_another_user_in_pending_keeps_no_other_job(share: Wrapped, mask: str) -> None:
-    """One that the daemon may write becomes a job; any other is said once, and every other job goes on."""
-    stem, seed = f"by-hand-{mask}", int(mask, 8) + 100
-    share.drop(stem, folder=share.root, seed=seed)
+def test_a_folder_that_another_user_makes_in_pending_becomes_a_job(share: Wrapped, mask: str) -> None:
+    stem = f"by-hand-{mask}"
+    share.drop(stem, folder=share.root, seed=int(mask, 8) + 100)
     folder = share.queue.folder(State.PENDING) / stem
     script = f'umask {mask}; mkdir "$1"; cp "$2" "$3" "$1"'
     _as(SHARE_USER, "sh", "-c", script, "sh", folder, share.root / f"{stem}.png", share.root / f"{stem}.json")
-    if mask == "0002":
-        share.until(lambda: share.jobs(State.PENDING, f"{stem}-"), "a job")
-    else:
-        share.until(lambda: share.counts("job_barred", stem), "the warning")
-    _renders_another(share, f"after-{mask}", seed + 1000)
-    if mask != "0002":
-        assert share.counts("job_barred", stem) == 1
-        assert sorted(path.name for path in folder.iterdir()) == [f"{stem}.json", f"{stem}.png"]
-        assert f"pending/{stem}" in str(_troubles(share))
-        shutil.rmtree(folder)
+    share.until(lambda: share.jobs(State.PENDING, f"{stem}-"), "a job")
     share.until(lambda: not _troubles(share), "no trouble to be left")
 
 
-@pytest.mark.parametrize("mask", ["0022", "0077"])
+@pytest.mark.parametrize("mode", ["755", "700"])
+def test_a_folder_of_another_user_in_pending_keeps_no_other_job(share: Wrapped, mode: str) -> None:
+    """One that the daemon may not write, as a copy that keeps its permissions, is said once; the other jobs go on."""
+    stem, seed = f"closed-{mode}", int(mode, 8) + 100
+    share.drop(stem, folder=share.root, seed=seed)
+    aside, folder = share.root / stem, share.queue.folder(State.PENDING) / stem
+    script = f'mkdir "$1"; cp "$2" "$3" "$1"; chmod {mode} "$1"; cp -r "$1" "$4"'
+    files = (share.root / f"{stem}.png", share.root / f"{stem}.json")
+    _as(SHARE_USER, "sh", "-c", script, "sh", aside, *files, folder)
+    share.until(lambda: share.counts("job_barred", stem), "the warning")
+    _renders_another(share, f"after-{mode}", seed + 1000)
+    assert share.counts("job_barred", stem) == 1
+    assert sorted(path.name for path in folder.iterdir()) == [f"{stem}.json", f"{stem}.png"]
+    assert f"pending/{stem}" in str(_troubles(share))
+    shutil.rmtree(folder)
+    share.until(lambda: not _troubles(share), "no trouble to be left")
+
+
+@pytest.mark.parametrize("mode", ["go-w", "go-rwx"])
 @pytest.mark.parametrize("target", [State.PENDING, State.PROCESSING, State.DONE])
-def test_a_job_that_another_user_copied_keeps_no_other_job(share: Wrapped, mask: str, target: State) -> None:
-    """As `cp -r` from `failed/` makes it: neither to be moved nor written by the daemon."""
-    stem, seed = f"copied-{target}-{mask}", int(mask, 8) + 200 + list(State).index(target)
+def test_a_job_that_another_user_copied_keeps_no_other_job(share: Wrapped, mode: str, target: State) -> None:
+    """A copy that the daemon may neither move nor write."""
+    stem, seed = f"copied-{target}-{mode}", len(mode) + 200 + list(State).index(target)
     _put(share, share.inbox, stem, seed=seed)
     job = share.ended(stem, State.PENDING)
     assert share.command("cancel", job).returncode == 0
@@ -264,14 +272,16 @@ def test_a_job_that_another_user_copied_keeps_no_other_job(share: Wrapped, mask:
     share.until(lambda: share.counts("job_removed", job), "it to be gone")
     (aside / "outcome.json").unlink()
     folder = share.queue.path(target, job)
-    _as(SHARE_USER, "sh", "-c", f'umask {mask}; cp -r "$1" "$2"', "sh", aside, folder)
-    _renders_another(share, f"beside-{target}-{mask}", seed + 1000)
+    aside.chmod(0o755)
+    script = f'cp -r "$1" "$2"; chmod {mode} "$2"; mv "$2" "$3"'
+    _as(SHARE_USER, "sh", "-c", script, "sh", aside, share.root / f"{job}.copy", folder)
+    _renders_another(share, f"beside-{target}-{mode}", seed + 1000)
     assert share.counts("job_barred", job) == 1
     assert f"{target}/{job}" in str(_troubles(share))
     if target is not State.DONE:  # what a start does with those that wait or run is another matter
         assert share.stop() == 0
         share.start(rescan_seconds=0.5)
-        _renders_another(share, f"again-{target}-{mask}", seed + 2000)
+        _renders_another(share, f"again-{target}-{mode}", seed + 2000)
     folder.chmod(0o2775)
     for path in folder.iterdir():
         path.chmod(0o664)

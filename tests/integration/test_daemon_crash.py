@@ -142,7 +142,7 @@ def test_a_job_that_kills_its_worker_every_time_fails_and_the_others_run(lab) ->
 
 
 def test_a_worker_that_hangs_is_killed_and_its_job_is_tried_again(lab) -> None:
-    lab.start(step_timeout_seconds=4)
+    lab.start(step_timeout_seconds=10)
     lab.drop(**THREE_SECTIONS)
     job = lab.ended("beach", State.PROCESSING)
     lab.reaches(job, 1, 1)

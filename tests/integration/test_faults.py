@@ -263,7 +263,7 @@ def test_a_folder_of_another_user_in_pending_keeps_no_other_job(share: Wrapped, 
 def test_a_job_that_another_user_copied_keeps_no_other_job(share: Wrapped, mode: str, target: State) -> None:
     """A copy that the daemon may neither move nor write."""
     stem, seed = f"copied-{target}-{mode}", len(mode) + 200 + list(State).index(target)
-    _put(share, share.inbox, stem, seed=seed)
+    _put(share, share.inbox, stem, seed=seed, priority=99)  # tried before any other
     job = share.ended(stem, State.PENDING)
     assert share.command("cancel", job).returncode == 0
     share.until((share.queue.path(State.FAILED, job) / "outcome.json").exists, "the outcome")

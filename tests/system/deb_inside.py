@@ -112,6 +112,7 @@ def removing(found: dict[str, Any]) -> None:
 
 
 def purging(found: dict[str, Any]) -> None:
+    until(lambda: not any((SHARE / "queue/processing").iterdir()), "what ended to leave processing")
     ours_alone = ("queue/.lock", "inbox/.framepack-daemon/lock")
     pictures = [path for path in SHARE.rglob("*") if path.is_file() and not str(path).endswith(ours_alone)]
     with timed(found, "purge"):

@@ -128,10 +128,16 @@ def formatted(kind: type[Disk], folder: Path) -> Iterator[Disk]:
     """A new file system, mounted."""
     tools.require(kind.program, "mount")
     tools.require_root()
-    disk = kind(folder / "image", folder / "disk")
-    yield disk
-    disk.close()
-    (folder / "image").unlink()
+    # A mount namespace that another test makes meanwhile has to let go of the file system too: it would stay shut down.
+    for words in (["--bind", folder, folder], ["--make-shared", folder]):
+        subprocess.run(["mount", *words], check=True)
+    try:
+        disk = kind(folder / "image", folder / "disk")
+        yield disk
+        disk.close()
+        (folder / "image").unlink()
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="module")

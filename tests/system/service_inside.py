@@ -154,6 +154,15 @@ def escaping(found: dict[str, Any]) -> None:
     do("systemctl", "daemon-reload")
 
 
+def _without_share() -> dict[str, Any]:
+    """What the service says and has made while its share is not mounted."""
+    return {
+        "status": until(lambda: status_with("/mnt/nas"), "the missing share"),
+        "state": show("ActiveState"),
+        "made": [path.name for path in NAS.iterdir()],
+    }
+
+
 def misfortunes(found: dict[str, Any]) -> None:
     good = CONFIG.read_text()
     configure(max_attempts=0)
@@ -182,20 +191,12 @@ def misfortunes(found: dict[str, Any]) -> None:
     do("systemctl", "stop", UNIT)
     do("umount", "--lazy", NAS)
     do("systemctl", "start", "--no-block", UNIT)
-    found["no_share_at_start"] = {
-        "status": until(lambda: status_with("/mnt/nas"), "the missing share"),
-        "state": show("ActiveState"),
-        "made": [path.name for path in NAS.iterdir()],
-    }
+    found["no_share_at_start"] = _without_share()
     do("mount", "--bind", DISK, NAS)
     with timed(found, "share mounted to the start's end"):
         until(lambda: "idle" in show("StatusText"), "the end of the start")
     do("umount", "--lazy", NAS)
-    found["no_share"] = {
-        "status": until(lambda: status_with("/mnt/nas"), "the missing share"),
-        "state": show("ActiveState"),
-        "made": [path.name for path in NAS.iterdir()],
-    }
+    found["no_share"] = _without_share()
     do("mount", "--bind", DISK, NAS)
     with timed(found, "share mounted to the next video"):
         drop("after")
